@@ -1,0 +1,65 @@
+package plan
+
+import (
+	_ "embed" // the skeleton
+	"net/netip"
+	"strings"
+)
+
+// Skeleton is the nftables table in nft's own words, without elements: what every node has, whatever its
+// pools. All that changes are the elements of its sets, which Filter holds:
+//
+//   - pods4, pods6: Filter.Pods; masq4, masq6: Filter.Masquerade; local4, local6: Filter.Local;
+//   - nothing stands at the forward hook: an accept there cannot undo another table's drop, and would cost
+//     every packet. Where somebody's FORWARD chain drops, the nft driver adds its accepts in that chain;
+//   - postrouting masquerades pods that talk to the outside (never to multicast), and outsiders that this
+//     node forwards to a pod of another node, so that the replies come back through it. The meaning is
+//     that of Flannel's rules for --ip-masq, of which a pool without Masquerade has none.
+//
+//go:embed skeleton.nft
+var Skeleton string
+
+// Set is one set of the table with its elements, sorted.
+type Set struct {
+	Name     string
+	Elements []netip.Prefix
+}
+
+// Sets are all sets of the table, in the skeleton's order; those without elements are there too.
+func (f Filter) Sets() []Set {
+	var out []Set
+	for _, s := range []struct {
+		name  string
+		elems []netip.Prefix
+	}{{"pods", f.Pods}, {"masq", f.Masquerade}, {"local", f.Local}} {
+		v4, v6 := Set{Name: s.name + "4"}, Set{Name: s.name + "6"}
+		for _, e := range s.elems {
+			if e.Addr().Is4() {
+				v4.Elements = append(v4.Elements, e)
+			} else {
+				v6.Elements = append(v6.Elements, e)
+			}
+		}
+		out = append(out, v4, v6)
+	}
+	return out
+}
+
+// NFT is the filter as text for `nft -f -`, which loads it as one transaction in place of whatever the
+// table held.
+func (f Filter) NFT() string {
+	var b strings.Builder
+	b.WriteString("table inet " + Table + "\ndelete table inet " + Table + "\n")
+	b.WriteString(Skeleton)
+	for _, s := range f.Sets() {
+		if len(s.Elements) == 0 {
+			continue
+		}
+		words := make([]string, len(s.Elements))
+		for i, e := range s.Elements {
+			words[i] = e.String()
+		}
+		b.WriteString("add element inet " + Table + " " + s.Name + " { " + strings.Join(words, ", ") + " }\n")
+	}
+	return b.String()
+}
