@@ -1,0 +1,54 @@
+// Package kernel is the seam between a plan and the drivers that make a kernel equal to it.
+package kernel
+
+import (
+	"context"
+	"net/netip"
+	"os"
+
+	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/plan"
+)
+
+// Driver makes one part of a kernel equal to a plan.
+type Driver interface {
+	// Apply makes the kernel equal to the plan's part that is the driver's, reads back what it
+	// changed, sweeps what is marked as Heddle's and not wanted, and leaves everything else alone.
+	// It is idempotent, does as much as it can, and returns what it could not do, each with the
+	// kernel's own reason. The number is of kernel objects changed: 0 means nothing differed.
+	Apply(ctx context.Context, p *plan.Plan) (changed int, problems []model.Problem)
+
+	// Watch calls changed whenever something that the driver owns may have been changed by anybody
+	// (also by the driver itself: a pass then finds nothing to do). It blocks until ctx ends, and
+	// returns nil then.
+	Watch(ctx context.Context, changed func()) error
+
+	// Sweep removes everything that is marked as Heddle's: for uninstall and `lab down`.
+	Sweep(ctx context.Context) error
+}
+
+// Pods makes and takes away workloads' own interfaces. Calls for different workloads may run at once.
+type Pods interface {
+	// Attach makes the veth, with its inner end in netns, and everything that p says of both ends. It
+	// returns when packets can flow. On error nothing is left behind. A host link of the same name that is marked as
+	// Heddle's and is not in use any more (a DEL that never came) is replaced.
+	Attach(ctx context.Context, netns *os.File, p plan.Pod) error
+
+	// Detach removes the host end and so the whole veth. An absent link is success; a link that is
+	// not marked as Heddle's is an error and stays.
+	Detach(ctx context.Context, hostLink string) error
+
+	// Verify compares both ends with p and returns an error that names the first difference: the
+	// interface, an address, a route, a neighbour.
+	Verify(ctx context.Context, netns *os.File, p plan.Pod) error
+}
+
+// Facts observes the machine.
+type Facts interface {
+	// Host lists the addresses by which peers could reach this node: global unicast, on links that
+	// are up and are neither loopback, bridges, veth ports of a bridge, tunnels nor Heddle's own.
+	Host(ctx context.Context) (model.Host, error)
+
+	// SourceFor asks the kernel which of its addresses it would use to reach dst.
+	SourceFor(ctx context.Context, dst netip.Addr) (netip.Addr, error)
+}

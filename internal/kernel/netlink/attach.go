@@ -1,0 +1,371 @@
+package netlink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-net/heddle/internal/kernel"
+	"github.com/heddle-net/heddle/internal/plan"
+)
+
+// carrierWait bounds the wait until a new veth carries packets; the kernel's link watch normally says
+// so within a millisecond.
+const carrierWait = 5 * time.Second
+
+// Pods implements kernel.Pods.
+type Pods struct {
+	ns int
+
+	mu   sync.Mutex
+	idle []*conn // sockets of the node's namespace, kept between calls
+}
+
+var _ kernel.Pods = (*Pods)(nil)
+
+// NewPods opens Pods for the node's namespace.
+func NewPods(opts Options) (*Pods, error) {
+	ns, err := dupNS(opts.NS)
+	if err != nil {
+		return nil, err
+	}
+	c, err := dialIn(ns)
+	if err != nil {
+		closeNS(ns)
+		return nil, err
+	}
+	return &Pods{ns: ns, idle: []*conn{c}}, nil
+}
+
+// Close gives the sockets and the handle back. All calls must have returned.
+func (p *Pods) Close() {
+	for _, c := range p.idle {
+		c.close()
+	}
+	p.idle = nil
+	closeNS(p.ns)
+}
+
+// take and give lend sockets to calls; there are as many as calls have run at once.
+func (p *Pods) take() (*conn, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.idle); n > 0 {
+		c := p.idle[n-1]
+		p.idle = p.idle[:n-1]
+		return c, nil
+	}
+	return dialIn(p.ns)
+}
+
+func (p *Pods) give(c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.idle = append(p.idle, c)
+}
+
+// Attach implements kernel.Pods. One message makes the veth with its inner end in place; one batch
+// each sets up the inner and the host end.
+func (p *Pods) Attach(ctx context.Context, netns *os.File, pod plan.Pod) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c, err := p.take()
+	if err != nil {
+		return err
+	}
+	defer p.give(c)
+	host, err := makeVeth(c, netns, &pod)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		if derr := c.do(delLink(host.index)); derr != nil && !isGone(derr) {
+			err = fmt.Errorf("%w; and the host end stays: %w", err, derr)
+		}
+	}()
+	if err := p.setHost(c, host, &pod); err != nil {
+		return err
+	}
+	if err := setInside(netns, host.parent, &pod); err != nil {
+		return err
+	}
+	if err := p.setHostRoutes(c, host, &pod); err != nil {
+		return err
+	}
+	return awaitCarrier(ctx, c, host)
+}
+
+// makeVeth makes both ends and returns the host's. A host end that a forgotten DEL left is replaced.
+func makeVeth(c *conn, netns *os.File, pod *plan.Pod) (*link, error) {
+	name := pod.Host.Name
+	master := 0
+	if pod.Host.Master != "" {
+		b, err := c.link(pod.Host.Master)
+		if err != nil {
+			return nil, err
+		}
+		if b == nil || b.kind != string(plan.LinkBridge) {
+			return nil, fmt.Errorf("make veth %s: there is no bridge %s on the node", name, pod.Host.Master)
+		}
+		master = b.index
+	}
+	req, err := vethRequest(netns, pod, master)
+	if err != nil {
+		return nil, err
+	}
+	err = c.do(req)
+	if errors.Is(err, unix.EEXIST) {
+		if err := removeStale(c, name, pod.IfName); err != nil {
+			return nil, err
+		}
+		err = c.do(req)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		err = fmt.Errorf("interface %s exists already in the network namespace: %w", pod.IfName, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make veth %s: %w", name, err)
+	}
+	host, err := c.link(name)
+	if err == nil && host == nil {
+		err = fmt.Errorf("link %s: gone as soon as made: %w", name, unix.ENODEV)
+	}
+	return host, err
+}
+
+// removeStale removes a host end of ours, and says what else stands in the way.
+func removeStale(c *conn, name, ifName string) error {
+	l, err := c.link(name)
+	if err != nil {
+		return err
+	}
+	if l == nil {
+		return fmt.Errorf("make veth %s: interface %s exists already in the network namespace: %w", name, ifName, unix.EEXIST)
+	}
+	if !l.ours() {
+		return fmt.Errorf("make veth %s: a link of that name is there that Heddle did not make: %w", name, unix.EEXIST)
+	}
+	if err := c.do(delLink(l.index)); err != nil && !isGone(err) {
+		return fmt.Errorf("remove stale veth %s: %w", name, err)
+	}
+	return nil
+}
+
+// vethRequest asks for the host end: named, marked, up and in its bridge from the first moment; and the
+// inner end in its namespace with its final name, MAC and MTU. One queue each way: more cost memory and
+// time to make, and a veth has no hardware that would serve them.
+func vethRequest(netns *os.File, pod *plan.Pod, master int) (*nl.NetlinkRequest, error) {
+	inner, err := attrMAC(pod.MAC)
+	if err != nil {
+		return nil, fmt.Errorf("mac of %s: %w", pod.IfName, err)
+	}
+	outer, err := attrMAC(pod.Host.MAC)
+	if err != nil {
+		return nil, fmt.Errorf("mac of %s: %w", pod.Host.Name, err)
+	}
+	data := nl.NewRtAttr(nl.IFLA_INFO_DATA, nil)
+	peer := data.AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(pod.IfName))
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(netns.Fd())))
+	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(pod.MTU)))
+	peer.AddRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1))
+	peer.AddRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1))
+	if inner != nil {
+		peer.AddChild(inner)
+	}
+	req := newLink(pod.Host.Name, plan.LinkVeth, data, attrMTU(pod.Host.MTU), outer,
+		nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(linkGroup)),
+		nl.NewRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1)),
+		nl.NewRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1)))
+	if master != 0 {
+		req.AddData(attrMaster(master))
+	}
+	msg := req.Data[0].(*nl.IfInfomsg)
+	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
+	return req, nil
+}
+
+// setHost gives the host end what the kernel does not take at creation. No IPv6 address of its own:
+// a bridge port needs none, and the routed style has a fixed one.
+func (p *Pods) setHost(c *conn, host *link, pod *plan.Pod) error {
+	attrs := []*nl.RtAttr{attrAlias(pod.Host.Alias)}
+	if host.genMode >= 0 {
+		attrs = append(attrs, attrNoLinkLocal())
+	}
+	if pod.Host.Master != "" && pod.Host.Hairpin {
+		attrs = append(attrs, attrHairpin(true))
+	}
+	reqs := []*nl.NetlinkRequest{setLink(host.index, false, attrs...)}
+	for _, a := range pod.HostAddresses {
+		reqs = append(reqs, newAddress(host.index, a))
+	}
+	if err := firstError(c.run(reqs)); err != nil {
+		return fmt.Errorf("set up host end %s: %w", host.name, err)
+	}
+	if len(pod.HostSysctls) == 0 {
+		return nil
+	}
+	if err := Do(p.ns, func() error { return writeSysctls(pod.HostSysctls) }); err != nil {
+		return fmt.Errorf("set up host end %s: %w", host.name, err)
+	}
+	return nil
+}
+
+// setInside does all that is done in the workload's namespace, with one visit and one batch.
+func setInside(netns *os.File, index int, pod *plan.Pod) error {
+	var c *conn
+	err := Do(int(netns.Fd()), func() (err error) {
+		if err := quietIPv6(pod); err != nil {
+			return err
+		}
+		c, err = dial()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("network namespace of %s: %w", pod.Key, err)
+	}
+	defer c.close()
+	steps, err := insideSteps(index, pod)
+	if err != nil {
+		return err
+	}
+	reqs := make([]*nl.NetlinkRequest, len(steps))
+	for i := range steps {
+		reqs[i] = steps[i].req
+	}
+	for i, err := range c.run(reqs) {
+		if err != nil {
+			return fmt.Errorf("in the network namespace: %s: %w", steps[i].subject, err)
+		}
+	}
+	return nil
+}
+
+func insideSteps(index int, pod *plan.Pod) ([]op, error) {
+	steps := []op{{req: setLink(1, true), subject: "loopback up"}}
+	for _, a := range pod.Addresses {
+		steps = append(steps, op{req: newAddress(index, a), subject: fmt.Sprintf("address %s on %s", a, pod.IfName)})
+	}
+	steps = append(steps, op{req: setLink(index, true), subject: "link " + pod.IfName + " up"})
+	for _, n := range pod.Neighbors {
+		hw, err := net.ParseMAC(n.MAC)
+		if err != nil {
+			return nil, fmt.Errorf("neighbor %s: %w", n.IP, err)
+		}
+		steps = append(steps, op{req: newNeighbor(index, n.IP, hw), subject: fmt.Sprintf("neighbor %s", n.IP)})
+	}
+	for i := range pod.Routes {
+		r := &pod.Routes[i]
+		steps = append(steps, op{req: routeRequest(unix.NLM_F_CREATE|unix.NLM_F_EXCL, r, index, unix.RTPROT_STATIC), subject: fmt.Sprintf("route %s", r.Dst)})
+	}
+	return steps, nil
+}
+
+// quietIPv6 keeps the kernel from making addresses and routes of its own beside those of the plan, and
+// from waiting for duplicate detection, when the workload has an IPv6 address.
+func quietIPv6(pod *plan.Pod) error {
+	for _, a := range pod.Addresses {
+		if a.Addr().Is6() {
+			dir := "net/ipv6/conf/" + pod.IfName + "/"
+			return writeSysctls([]plan.Sysctl{{Key: dir + "accept_ra", Value: "0"}, {Key: dir + "accept_dad", Value: "0"}})
+		}
+	}
+	return nil
+}
+
+// setHostRoutes makes the node's routes to the workload. One of ours that an earlier owner of the
+// address left is replaced; a foreign one is an error.
+func (p *Pods) setHostRoutes(c *conn, host *link, pod *plan.Pod) error {
+	for i := range pod.HostRoutes {
+		r := &pod.HostRoutes[i]
+		err := c.do(routeRequest(unix.NLM_F_CREATE|unix.NLM_F_EXCL, r, host.index, plan.RouteProtocol))
+		if errors.Is(err, unix.EEXIST) {
+			err = c.replaceOwn(r, host.index, err)
+		}
+		if err != nil {
+			return fmt.Errorf("route %s by %s: %w", r.Dst, host.name, err)
+		}
+	}
+	return nil
+}
+
+func (c *conn) replaceOwn(w *plan.Route, index int, exists error) error {
+	rs, err := c.routes(familyOf(w.Dst.Addr()), unix.RT_TABLE_MAIN, false)
+	if err != nil {
+		return err
+	}
+	for i := range rs {
+		if rs[i].dst == w.Dst && rs[i].keyed() {
+			return c.do(routeRequest(unix.NLM_F_CREATE|unix.NLM_F_REPLACE, w, index, plan.RouteProtocol))
+		}
+	}
+	return fmt.Errorf("a route is there that is not Heddle's: %w", exists)
+}
+
+// awaitCarrier returns when the host end is operational, and forwarding if it is a bridge's port: the
+// kernel gets there by a work queue, after both ends are up.
+func awaitCarrier(ctx context.Context, c *conn, host *link) error {
+	ctx, cancel := context.WithTimeout(ctx, carrierWait)
+	defer cancel()
+	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 5*time.Millisecond) {
+		l, err := c.link(host.name)
+		if err != nil {
+			return err
+		}
+		if l == nil || l.index != host.index {
+			return fmt.Errorf("link %s: removed by somebody while it came up", host.name)
+		}
+		if l.operState == operUp && (l.master == 0 || l.portState == portForwarding) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("link %s: no carrier: state %d, bridge port state %d: %w", host.name, l.operState, l.portState, ctx.Err())
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Detach implements kernel.Pods.
+func (p *Pods) Detach(ctx context.Context, hostLink string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c, err := p.take()
+	if err != nil {
+		return err
+	}
+	defer p.give(c)
+	l, err := c.link(hostLink)
+	if err != nil || l == nil {
+		return err
+	}
+	if !l.ours() {
+		return fmt.Errorf("link %s: not removed: it carries no mark of Heddle (alias %q)", hostLink, l.alias)
+	}
+	if err := c.do(delLink(l.index)); err != nil && !isGone(err) {
+		return fmt.Errorf("remove link %s: %w", hostLink, err)
+	}
+	return nil
+}
+
+func firstError(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
