@@ -1,0 +1,82 @@
+// Package store is the typed seam to what the cluster shares: etcd (embedded or not), Flannel's etcd
+// layout, memory for tests.
+//
+// A store never decides anything: it files objects, and tells when they change.
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/heddle-net/heddle/internal/model"
+)
+
+// Revision numbers a state of the whole store; it only grows. 0 stands for "not there".
+type Revision int64
+
+// AnyRevision in Put and Delete means: whatever is there, or not there.
+const AnyRevision Revision = -1
+
+// Errors that callers tell apart with errors.Is.
+var (
+	ErrNotFound = errors.New("not found")
+	// ErrConflict: the object is not at the revision that the caller saw.
+	ErrConflict = errors.New("changed by somebody else")
+	// ErrUnavailable: the store cannot be reached now; nothing is known about the write.
+	ErrUnavailable = errors.New("store unavailable")
+	// ErrUnsupported: this store's layout has no place for such an object.
+	ErrUnsupported = errors.New("not supported by this store")
+)
+
+// Item is an object with the revision of its last change.
+type Item struct {
+	Object   model.Object
+	Revision Revision
+}
+
+// EventType is what happened to an object.
+type EventType int
+
+// The event types.
+const (
+	EventPut EventType = iota
+	EventDelete
+	// EventResync carries no object: history was compacted or the connection lost for too long. The
+	// reader must List again; the watch goes on from the revision in the event.
+	EventResync
+)
+
+// Event is one change. For EventDelete, Object has only what its key tells.
+type Event struct {
+	Type     EventType
+	Kind     model.Kind
+	Key      string
+	Object   model.Object // nil for EventDelete and EventResync
+	Revision Revision
+}
+
+// Store files objects. Implementations are safe for concurrent use. Every object is validated before
+// it is written; one that does not decode or validate when read is left out and logged, never fatal.
+type Store interface {
+	// Get returns ErrNotFound when there is no such object.
+	Get(ctx context.Context, kind model.Kind, key string) (Item, error)
+
+	// List returns all objects of the kind sorted by key, and the store's revision at that moment:
+	// a Watch from there misses nothing and repeats nothing.
+	List(ctx context.Context, kind model.Kind) ([]Item, Revision, error)
+
+	// Watch delivers changes of the kinds after revision `from`, in order, until ctx ends; then the
+	// channel is closed. It reconnects by itself.
+	Watch(ctx context.Context, from Revision, kinds ...model.Kind) (<-chan Event, error)
+
+	// Put writes the object if its present revision is `at` (0: only if it is not there), else
+	// ErrConflict. It returns the new revision.
+	Put(ctx context.Context, o model.Object, at Revision) (Revision, error)
+
+	// Delete removes the object if its present revision is `at`, else ErrConflict; ErrNotFound when
+	// it is not there (with AnyRevision: nil).
+	Delete(ctx context.Context, kind model.Kind, key string, at Revision) error
+
+	// Close ends all watches and frees the connection.
+	Close() error
+}
