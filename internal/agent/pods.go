@@ -1,0 +1,170 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/heddle-net/heddle/internal/cni"
+	"github.com/heddle-net/heddle/internal/ipam"
+	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/plan"
+)
+
+// pods is the agent as CNI sees it.
+type pods Agent
+
+// Ready implements cni.Pods.
+func (p *pods) Ready() error { return (*Agent)(p).snapshot().ready }
+
+// Add implements cni.Pods. The reservation is on disk before the interface is made, and the interface
+// is complete before Add returns; a crash between leaves a reservation that the same ADD, a DEL or a
+// GC finds.
+func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.Attached, error) {
+	a := (*Agent)(p)
+	defer a.keys.lock(w.Key())()
+	if err := p.Ready(); err != nil {
+		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", err)
+	}
+	a.attaching.RLock()
+	defer a.attaching.RUnlock()
+	s := a.snapshot()
+	if s.plan == nil || s.input == nil {
+		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", errStarting)
+	}
+	w.Attachment, w.MTU = a.Config.Attachment, s.plan.MTU
+	w.HostLink = model.HostLinkName(w.ContainerID, w.IfName)
+	w.Created = time.Now().UTC()
+	blocks, err := inUse(s.input.Cluster, s.blocks)
+	if err != nil {
+		return cni.Attached{}, err
+	}
+	w, existed, err := a.ledger.Reserve(ctx, w, prefixes(blocks), time.Now())
+	var full *ipam.BlockFullError
+	if errors.As(err, &full) && full.Cooling > 0 {
+		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", err)
+	}
+	if full != nil {
+		return cni.Attached{}, fmt.Errorf("%w: `heddle status` shows whose; a shorter SubnetLen gives every node more", err)
+	}
+	if err != nil {
+		return cni.Attached{}, err
+	}
+	pod := plan.PodOf(*s.input, w, w.MTU)
+	if existed {
+		if a.Pods.Verify(ctx, netns, pod) == nil {
+			return attached(w, pod), nil
+		}
+		if err := a.Pods.Detach(ctx, w.HostLink); err != nil {
+			return cni.Attached{}, err
+		}
+	}
+	if err := a.Pods.Attach(ctx, netns, pod); err != nil {
+		_, _, rerr := a.ledger.Release(ctx, w.Key(), time.Now())
+		return cni.Attached{}, errors.Join(err, rerr)
+	}
+	a.Log.Debug("workload attached", "workload", w.String(), "addresses", w.Addresses)
+	return attached(w, pod), nil
+}
+
+// Del implements cni.Pods. The address is freed only when the interface is gone.
+func (p *pods) Del(ctx context.Context, containerID, ifName string) error {
+	a := (*Agent)(p)
+	key := (&model.Workload{ContainerID: containerID, IfName: ifName}).Key()
+	defer a.keys.lock(key)()
+	a.attaching.RLock()
+	defer a.attaching.RUnlock()
+	if err := a.Pods.Detach(ctx, model.HostLinkName(containerID, ifName)); err != nil {
+		return err
+	}
+	w, had, err := a.ledger.Release(ctx, key, time.Now())
+	if had && err == nil {
+		a.Log.Debug("workload detached", "workload", w.String())
+	}
+	return err
+}
+
+// Check implements cni.Pods.
+func (p *pods) Check(ctx context.Context, containerID, ifName string, netns *os.File, prev []netip.Addr) error {
+	a := (*Agent)(p)
+	key := (&model.Workload{ContainerID: containerID, IfName: ifName}).Key()
+	defer a.keys.lock(key)()
+	w, ok := a.ledger.Get(key)
+	if !ok {
+		return cni.Errorf(cni.CodeUnknownContainer, "%s has no reservation on this node", key)
+	}
+	for _, addr := range prev {
+		if !slices.Contains(w.Addresses, addr) {
+			return cni.Errorf(cni.CodeDiffers, "prevResult has address %s, the reservation of %s is %v", addr, key, w.Addresses)
+		}
+	}
+	s := a.snapshot()
+	if s.input == nil {
+		return cni.Errorf(cni.CodeTryAgainLater, "%v", errStarting)
+	}
+	return a.Pods.Verify(ctx, netns, plan.PodOf(*s.input, w, w.MTU))
+}
+
+// GC implements cni.Pods.
+func (p *pods) GC(ctx context.Context, network string, keep map[string]bool) error {
+	a := (*Agent)(p)
+	var errs []error
+	for _, w := range a.ledger.List() {
+		if w.Network != network || keep[w.Key()] {
+			continue
+		}
+		if err := p.Del(ctx, w.ContainerID, w.IfName); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		a.Log.Info("garbage collected", "workload", w.String(), "addresses", w.Addresses)
+	}
+	return errors.Join(errs...)
+}
+
+// inUse are the blocks that their pools still have. One that is only kept for the workloads in it is
+// out of reach for other nodes, and would be kept for ever if new workloads went there. Until its
+// successor is claimed a workload would lack an address of that family: it has to wait.
+func inUse(c model.Cluster, own []model.Block) ([]model.Block, error) {
+	var use []model.Block
+	dropped, has := map[model.Family]netip.Prefix{}, map[model.Family]bool{}
+	for _, b := range own {
+		if p := c.Pool(b.Pool); p != nil && poolHolds(p, b) {
+			use = append(use, b)
+			has[b.Family()] = true
+		} else {
+			dropped[b.Family()] = b.CIDR
+		}
+	}
+	for i := range c.Pools {
+		p := &c.Pools[i]
+		if old := dropped[p.Family()]; old.IsValid() && !has[p.Family()] {
+			return nil, cni.Errorf(cni.CodeTryAgainLater, "pool %q has no block %s any more, and this node has no other block of the pool yet", p.Name, old)
+		}
+	}
+	return use, nil
+}
+
+func prefixes(blocks []model.Block) []netip.Prefix {
+	out := make([]netip.Prefix, len(blocks))
+	for i, b := range blocks {
+		out[i] = b.CIDR
+	}
+	return out
+}
+
+// attached is what ADD answers: the plan's MAC included, which a workload without a wish for one has too.
+func attached(w model.Workload, p plan.Pod) cni.Attached {
+	w.MAC = p.MAC
+	r := cni.Attached{Workload: w, Addresses: p.Addresses, Gateways: p.Gateways}
+	for _, route := range p.Routes {
+		if route.Dst.Bits() == 0 {
+			r.Routes = append(r.Routes, route.Dst)
+		}
+	}
+	return r
+}

@@ -1,0 +1,350 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/heddle-net/heddle/internal/ipam"
+	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/store"
+)
+
+const (
+	// listInterval is how often the heartbeats of all nodes are read, unless a lease is shorter.
+	// Withdrawing takes hours, so that nobody needs to watch them.
+	listInterval = time.Minute
+	// returnDelay is how long after a change of the cluster the heartbeats are read while a node is lost:
+	// one that comes back publishes itself, and then shows its first sign of life.
+	returnDelay = time.Second
+)
+
+// registerLoop keeps what the store holds of this node true: the node itself, its blocks, its
+// heartbeat.
+func (a *Agent) registerLoop(ctx context.Context) error {
+	beat := time.NewTicker(time.Duration(a.Config.LeaseTTL) / 3)
+	defer beat.Stop()
+	list := time.NewTicker(min(listInterval, time.Duration(a.Config.LeaseTTL)))
+	defer list.Stop()
+	due, listed := true, false
+	var soon <-chan time.Time // a listing out of turn
+	for {
+		if s := a.snapshot(); s.synced && s.self != nil {
+			a.reconcileSelf(ctx, s)
+		}
+		// The first beat follows the registration, which looks whether the name is in use by another.
+		if due && a.snapshot().published != nil {
+			due = a.heartbeat(ctx) != nil
+		}
+		if !listed && a.snapshot().synced {
+			listed = a.listHeartbeats(ctx) == nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.register:
+			if soon == nil && a.mayBeBack() {
+				soon = time.After(returnDelay)
+			}
+		case <-beat.C:
+			due = true
+		case <-list.C:
+			listed = false
+		case <-soon:
+			soon, listed = nil, false
+		}
+	}
+}
+
+func (a *Agent) heartbeat(ctx context.Context) error {
+	h := &model.Heartbeat{Node: a.Config.Node, Renewed: time.Now().UTC(), TTL: time.Duration(a.Config.LeaseTTL)}
+	_, err := a.Store.Put(ctx, h, store.AnyRevision)
+	a.storeSeen(err)
+	return err
+}
+
+// storeSeen keeps the state of the connection for `heddle status`.
+func (a *Agent) storeSeen(err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	a.update(func(s *state) {
+		if (s.storeErr == nil) != (err == nil) || s.storeSince.IsZero() {
+			s.storeSince = time.Now()
+		}
+		s.storeErr = err
+	})
+}
+
+// listHeartbeats finds the nodes that are lost, and those lost for so long that they are withdrawn.
+// Nobody is withdrawn before the store has answered for the length of a lease: after it was away all
+// heartbeats are old, and the others need that time to renew theirs.
+func (a *Agent) listHeartbeats(ctx context.Context) error {
+	listed, _ := a.view.Snapshot()
+	items, _, err := a.Store.List(ctx, model.KindHeartbeat)
+	a.storeSeen(err)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	s := a.snapshot()
+	before, steady := s.withdrawn, now.Sub(s.storeSince) >= time.Duration(a.Config.LeaseTTL)
+	lost, withdrawn := map[string]time.Duration{}, map[string]bool{}
+	for _, i := range items {
+		h, ok := i.Object.(*model.Heartbeat)
+		if !ok || h.Lost(now) <= 0 || h.Node == a.Config.Node {
+			continue
+		}
+		lost[h.Node] = h.Lost(now)
+		if h.Lost(now) > time.Duration(a.Config.LeaseGrace) && (steady || before[h.Node]) {
+			withdrawn[h.Node] = true
+		}
+	}
+	a.update(func(s *state) { s.lost, s.withdrawn, s.listed = lost, withdrawn, listed })
+	if !reflect.DeepEqual(before, withdrawn) && len(before)+len(withdrawn) > 0 {
+		a.Log.Info("nodes withdrawn after their grace time", "nodes", fmt.Sprint(withdrawn))
+		poke(a.kick)
+	}
+	return nil
+}
+
+// mayBeBack tells whether something in the cluster changed since the heartbeats were read, while a node
+// was lost.
+func (a *Agent) mayBeBack() bool {
+	s := a.snapshot()
+	c, _ := a.view.Snapshot()
+	return len(s.lost) > 0 && !sameLists(c, s.listed)
+}
+
+// reconcileSelf writes what differs.
+func (a *Agent) reconcileSelf(ctx context.Context, s state) {
+	var issues []model.Problem
+	if a.differs(s) {
+		if err := a.publish(ctx, present); err != nil {
+			issues = append(issues, a.storeProblem("node "+s.self.Name, err))
+			if errors.Is(err, errNameTaken) {
+				a.update(func(s *state) { s.storeIssues = issues })
+				return // a block under that name would be the other machine's
+			}
+		}
+	}
+	changed, more := a.reconcileBlocks(ctx, s.blocks)
+	issues = append(issues, more...)
+	a.update(func(s *state) { s.storeIssues = issues })
+	if changed {
+		poke(a.kick)
+	}
+}
+
+// present is this node as it is now, with what the pass under way sends on.
+func present(s *state) *model.Node {
+	n := *s.self
+	n.Sends = union(n.Sends, s.announced)
+	return &n
+}
+
+// differs tells whether the store has something else of this node, or nothing: somebody may have removed
+// it.
+func (a *Agent) differs(s state) bool {
+	c, synced := a.view.Snapshot()
+	return s.published == nil || s.writing != nil || !reflect.DeepEqual(*s.published, *present(&s)) || synced && c.Node(s.self.Name) == nil
+}
+
+var errNameTaken = errors.New("is registered with this node's name and alive")
+
+// publish writes the node, which compose says at the moment of writing, unless another living machine has
+// its name.
+func (a *Agent) publish(ctx context.Context, compose func(*state) *model.Node) error {
+	a.publishing.Lock()
+	defer a.publishing.Unlock()
+	at := store.Revision(0)
+	item, err := a.Store.Get(ctx, model.KindNode, a.Config.Node)
+	switch {
+	case err == nil:
+		at = item.Revision
+		old, _ := item.Object.(*model.Node)
+		if old != nil && old.ID != "" && old.ID != a.id && a.alive(ctx, old.Name) && a.snapshot().published == nil {
+			return fmt.Errorf("another machine, %s, %w: give this one a name of its own (node: in heddle.yaml), or `heddle node remove %s` if that one is gone", old.Address(model.IPv4), errNameTaken, old.Name)
+		}
+	case !errors.Is(err, store.ErrNotFound):
+		a.storeSeen(err)
+		return err
+	}
+	var n *model.Node
+	a.update(func(s *state) {
+		n = compose(s)
+		s.writing = n
+	})
+	rev, err := a.Store.Put(ctx, n, at)
+	a.storeSeen(err)
+	a.update(func(s *state) {
+		switch {
+		case err == nil:
+			s.published, s.writing, s.written = n, nil, rev
+		case !errors.Is(err, store.ErrUnavailable):
+			s.writing = nil // refused, so not written
+		}
+	})
+	if err != nil {
+		return err
+	}
+	a.Log.Info("node published", "address4", n.Address4, "address6", n.Address6, "accepts", n.Accepts, "sends", n.Sends)
+	return nil
+}
+
+// alive tells whether the node of that name has a heartbeat within its TTL.
+func (a *Agent) alive(ctx context.Context, name string) bool {
+	i, err := a.Store.Get(ctx, model.KindHeartbeat, name)
+	if err != nil {
+		return false
+	}
+	h, ok := i.Object.(*model.Heartbeat)
+	return ok && h.Lost(time.Now()) <= 0
+}
+
+// reconcileBlocks makes sure that this node owns one block of every pool, re-claims what the store
+// lost, and lets go of blocks whose pool is gone once no workload uses them. A block in use is never
+// given up.
+func (a *Agent) reconcileBlocks(ctx context.Context, own []model.Block) (changed bool, issues []model.Problem) {
+	c, synced := a.view.Snapshot()
+	if !synced {
+		return false, nil
+	}
+	used := func(b model.Block) bool {
+		return slices.ContainsFunc(a.ledger.List(), func(w model.Workload) bool {
+			return slices.ContainsFunc(w.Addresses, b.CIDR.Contains)
+		})
+	}
+	var keep []model.Block
+	for _, b := range own {
+		switch p := c.Pool(b.Pool); {
+		case (p == nil || !poolHolds(p, b)) && !used(b):
+			if err := a.Store.Delete(ctx, model.KindBlock, b.Key(), store.AnyRevision); err != nil {
+				issues = append(issues, a.storeProblem("block "+b.CIDR.String(), err))
+				keep = append(keep, b)
+				continue
+			}
+			a.Log.Info("block released: its pool is gone", "block", b.CIDR)
+			continue
+		case p == nil || !poolHolds(p, b):
+			issues = append(issues, model.Problem{
+				Code: "block-outside-pool", Severity: model.Warning, Subject: "block " + b.CIDR.String(),
+				Detail: fmt.Sprintf("pool %q has no such block any more; it is kept while workloads use it", b.Pool),
+				Next:   "heddle status, then restart the workloads in this block",
+			})
+		}
+		if err := a.reclaim(ctx, &c, b); err != nil {
+			issues = append(issues, model.Problem{
+				Code: "block-lost", Severity: model.Failure, Subject: "block " + b.CIDR.String(), Detail: err.Error(),
+				Next: "heddle status on both nodes; drain the workloads of one of them",
+			})
+			if !used(b) && errors.Is(err, store.ErrConflict) {
+				continue
+			}
+		}
+		keep = append(keep, b)
+	}
+	for _, p := range c.Pools {
+		if slices.ContainsFunc(keep, func(b model.Block) bool { return b.Pool == p.Name && poolHolds(&p, b) }) {
+			continue
+		}
+		b, err := a.claim(ctx, &c, p)
+		if err != nil {
+			issues = append(issues, a.storeProblem("pool "+p.Name, err))
+			continue
+		}
+		a.Log.Info("block claimed", "block", b.CIDR, "pool", p.Name)
+		keep = append(keep, b)
+	}
+	if slices.Equal(keep, own) {
+		return false, issues
+	}
+	text, err := json.Marshal(keep)
+	if err == nil {
+		err = a.ledger.SetMeta(ctx, metaBlocks, text)
+	}
+	if err != nil {
+		return false, append(issues, model.Problem{Code: "ledger", Severity: model.Failure, Subject: "ledger", Detail: err.Error(), Next: "df -h " + a.Config.StateDir})
+	}
+	a.update(func(s *state) { s.blocks = keep })
+	return true, issues
+}
+
+func poolHolds(p *model.Pool, b model.Block) bool {
+	return p.BlockSize == b.CIDR.Bits() && p.CIDR.Contains(b.CIDR.Addr())
+}
+
+// reclaim puts an own block back into the store when it is not there.
+func (a *Agent) reclaim(ctx context.Context, c *model.Cluster, b model.Block) error {
+	for i := range c.Blocks {
+		if c.Blocks[i].CIDR == b.CIDR {
+			if c.Blocks[i].Node == b.Node {
+				return nil
+			}
+			return fmt.Errorf("node %q holds it in the store: %w", c.Blocks[i].Node, store.ErrConflict)
+		}
+	}
+	_, err := a.Store.Put(ctx, &b, 0)
+	if errors.Is(err, store.ErrConflict) {
+		item, gerr := a.Store.Get(ctx, model.KindBlock, b.Key())
+		if got, ok := item.Object.(*model.Block); gerr == nil && ok && got.Node == b.Node {
+			return nil // the view was late
+		}
+	}
+	if err == nil {
+		a.Log.Warn("block was missing in the store and is claimed again", "block", b.CIDR)
+	}
+	return err
+}
+
+// claim gets a block of the pool. When none is free, a block of a node that has been lost for longer
+// than the grace time is freed first.
+func (a *Agent) claim(ctx context.Context, c *model.Cluster, p model.Pool) (model.Block, error) {
+	pick := func(taken []netip.Prefix, attempt int) (netip.Prefix, error) {
+		return ipam.PickBlock(p, taken, attempt, seed(a.id))
+	}
+	b, err := store.Claim(ctx, a.Store, a.Config.Node, p, pick)
+	if !errors.Is(err, ipam.ErrPoolFull) {
+		return b, err
+	}
+	withdrawn := a.snapshot().withdrawn
+	for _, old := range c.Blocks {
+		if old.Pool != p.Name || !withdrawn[old.Node] || a.alive(ctx, old.Node) {
+			continue
+		}
+		item, gerr := a.Store.Get(ctx, model.KindBlock, old.Key())
+		if gerr != nil || a.Store.Delete(ctx, model.KindBlock, old.Key(), item.Revision) != nil {
+			continue
+		}
+		a.Log.Warn("block of a lost node is freed, as the pool is full", "block", old.CIDR, "node", old.Node)
+		return store.Claim(ctx, a.Store, a.Config.Node, p, pick)
+	}
+	return b, err
+}
+
+// seed turns the node's id into a number, so that nodes that claim at once try different blocks.
+func seed(id string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(id)) // never fails
+	return h.Sum64()
+}
+
+func (a *Agent) storeProblem(subject string, err error) model.Problem {
+	p := model.Problem{Code: "store-write", Severity: model.Failure, Subject: subject, Detail: err.Error(), Next: "heddle status; journalctl -u heddle-store"}
+	var full *ipam.PoolFullError
+	switch {
+	case errors.As(err, &full):
+		p.Code, p.Next = "pool-full", "heddle node list, and heddle node remove one that is gone; or choose a larger Network or a longer SubnetLen"
+		p.Detail = strings.TrimPrefix(full.Error(), fmt.Sprintf("pool %q: ", full.Pool)) // it is the subject
+	case errors.Is(err, errNameTaken):
+		p.Next = "heddle node list"
+	}
+	return p
+}
