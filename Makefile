@@ -1,0 +1,68 @@
+# Every recipe is one call; what it does stands in build/.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down test test-short build setup lint fmt bench bench-cni bench-datapath \
+	chaos scale fuzz cross install uninstall clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
+
+demo: setup-demo build ## bring up a lab of three nodes and six pods, print who reaches whom, leave it running
+	@build/demo up
+
+demo-down: ## take the demo lab down
+	@build/demo down
+
+test: setup build lint ## install what tests need and run everything (root, or sudo)
+	@build/test all
+
+test-short: ## run the tests that need neither root nor time
+	@build/test short
+
+build: setup-build ## build bin/heddle and bin/heddle-cni
+	@build/bin
+
+setup: ## install the tools that are missing (Debian, Ubuntu)
+	@build/setup test
+
+.PHONY: setup-build setup-demo
+setup-build:
+	@build/setup build
+setup-demo:
+	@build/setup demo
+
+lint: setup-build ## run go vet and golangci-lint
+	@build/lint
+
+fmt: setup-build ## format the code and apply the linters' own fixes
+	@build/lint --fix
+
+bench: setup build ## measure: CNI calls and data path, beside the reference chain and the floor (ARGS=-short)
+	@build/bench all $(ARGS)
+
+bench-cni: setup build ## measure ADD and DEL beside the reference CNI chain
+	@build/bench cni $(ARGS)
+
+bench-datapath: setup build ## measure host-gw and vxlan beside static routes
+	@build/bench datapath $(ARGS)
+
+chaos: setup build ## kill agent and store 200 times during ADD and DEL (KILLS=n)
+	@build/test chaos
+
+scale: setup build ## join a network of 1,000 registered nodes
+	@build/test scale
+
+fuzz: setup-build ## fuzz every parser of outside bytes for a while (FUZZTIME=10s each)
+	@build/test fuzz
+
+cross: setup-build ## build for linux/amd64 and linux/arm64 into bin/
+	@for arch in amd64 arm64; do GOOS=linux GOARCH=$$arch build/bin bin/linux-$$arch || exit; done
+
+install: build ## install the programs and systemd units (PREFIX, CNI_BIN, UNITS, DESTDIR)
+	@build/install install
+
+uninstall: ## stop the units and remove what install put there; configuration and state stay
+	@build/install uninstall
+
+clean: ## remove what was built
+	@rm -rf bin
