@@ -48,6 +48,12 @@ var sideways = map[string][]string{
 	"internal/store/storetest/etcdproc": {"internal/store"},
 	"internal/cni":                      {wire},
 	"internal/plan":                     {"internal/path"},
+	"internal/kernel/filter":            {"internal/kernel"},
+	"internal/kernel/flow":              {"internal/kernel"},
+	"internal/policy":                   {"internal/selector"},
+	"internal/dialect/kube":             {"internal/policy", "internal/selector"},
+	"internal/dialect/calico":           {"internal/policy", "internal/selector"},
+	"internal/why":                      {"internal/policy"},
 }
 
 // pkg is a package as `go list` tells it; folders are relative to the module's root.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
+	"github.com/heddle-net/heddle/internal/policy"
 )
 
 // Driver makes one part of a kernel equal to a plan.
@@ -41,6 +42,57 @@ type Pods interface {
 	// Verify compares both ends with p and returns an error that names the first difference: the
 	// interface, an address, a route, a neighbour.
 	Verify(ctx context.Context, netns *os.File, p plan.Pod) error
+}
+
+// Filter makes the kernel's policy maps equal to a decision table. Calls may come from several goroutines;
+// they take effect one after the other.
+type Filter interface {
+	// Update applies a difference to a kernel that holds the state before it, as one atomic transaction.
+	// On error the kernel is as it was, or no longer known: the caller goes on with Apply.
+	Update(ctx context.Context, d *policy.Delta) error
+
+	// Apply reads the kernel, compares it with the whole table and repairs it in one atomic transaction.
+	// Established flows are not interrupted. The number is of kernel objects changed.
+	Apply(ctx context.Context, t *policy.Table) (changed int, problems []model.Problem)
+
+	// Watch calls changed when somebody else, or the driver itself, may have changed what the driver owns.
+	// It blocks until ctx ends, and returns nil then.
+	Watch(ctx context.Context, changed func()) error
+
+	// Sweep removes everything that the driver owns: then nothing is policed.
+	Sweep(ctx context.Context) error
+}
+
+// Flow is one tracked connection, from who began it: addresses and ports as the workloads see them
+// (after destination NAT, before source NAT). For ICMP, Dst's port is type<<8|code.
+type Flow struct {
+	Protocol uint8
+	Src, Dst netip.AddrPort
+}
+
+// Flows ends connections.
+type Flows interface {
+	// Cut ends every tracked flow for which denied says true, and no other: the kernel forgets it, and the
+	// ends of a TCP connection see a reset. netns opens the network namespace of the local workload that has
+	// an address, nil when there is none. It returns how many it ended.
+	Cut(ctx context.Context, denied func(Flow) bool, netns func(netip.Addr) *os.File) (int, error)
+}
+
+// Packet is one that the policy chains logged.
+type Packet struct {
+	Denied   bool
+	Hook     string // of the chain: "forward", "input", "output", "prerouting"
+	In, Out  string // interfaces, where known
+	Protocol uint8
+	Src, Dst netip.AddrPort // for ICMP, Dst's port is type<<8|code
+	Length   int            // bytes, of the IP packet
+}
+
+// Packets hears what the policy chains log.
+type Packets interface {
+	// Listen calls seen for every logged packet until ctx ends, and returns nil then. Packets that come faster
+	// than seen takes them are dropped by the kernel; missed is called with how many.
+	Listen(ctx context.Context, seen func(Packet), missed func(int)) error
 }
 
 // Facts observes the machine.

@@ -19,10 +19,14 @@ const (
 	KindPool      Kind = "pools"
 	KindBlock     Kind = "blocks"
 	KindHeartbeat Kind = "heartbeats"
+	KindEndpoint  Kind = "endpoints"
+	KindResource  Kind = "resources"
 )
 
 // Kinds lists every kind, in the order in which a reader wants them.
-func Kinds() []Kind { return []Kind{KindPool, KindNode, KindBlock, KindHeartbeat} }
+func Kinds() []Kind {
+	return []Kind{KindPool, KindNode, KindBlock, KindHeartbeat, KindEndpoint, KindResource}
+}
 
 // Object is what a store files: it knows its kind, its key and whether it makes sense.
 type Object interface {
@@ -44,6 +48,10 @@ func New(k Kind) Object {
 		return &Block{}
 	case KindHeartbeat:
 		return &Heartbeat{}
+	case KindEndpoint:
+		return &Endpoint{}
+	case KindResource:
+		return &Resource{}
 	}
 	return nil
 }

@@ -29,18 +29,20 @@ var (
 // Workload is one interface of one container on this node. A CNI attachment is named by container
 // id and interface name together.
 type Workload struct {
-	ContainerID string       `json:"containerID"`
-	IfName      string       `json:"ifName"`
-	Namespace   string       `json:"namespace,omitempty"` // K8S_POD_NAMESPACE, or empty
-	Name        string       `json:"name,omitempty"`      // K8S_POD_NAME, or empty
-	Network     string       `json:"network,omitempty"`   // the CNI network's name
-	Attachment  Attachment   `json:"attachment"`
-	Addresses   []netip.Addr `json:"addresses"`
-	HostLink    string       `json:"hostLink"` // the veth's end on the node
-	MAC         string       `json:"mac"`      // of the workload's own end
-	MTU         int          `json:"mtu"`      // bytes
-	Netns       string       `json:"netns,omitempty"`
-	Created     time.Time    `json:"created"`
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+	Namespace   string `json:"namespace,omitempty"` // K8S_POD_NAMESPACE, or empty
+	Name        string `json:"name,omitempty"`      // K8S_POD_NAME, or empty
+	Network     string `json:"network,omitempty"`   // the CNI network's name
+	// Labels are those of the CNI configuration's args.cni.labels (CNI conventions).
+	Labels     map[string]string `json:"labels,omitempty"`
+	Attachment Attachment        `json:"attachment"`
+	Addresses  []netip.Addr      `json:"addresses"`
+	HostLink   string            `json:"hostLink"` // the veth's end on the node
+	MAC        string            `json:"mac"`      // of the workload's own end
+	MTU        int               `json:"mtu"`      // bytes
+	Netns      string            `json:"netns,omitempty"`
+	Created    time.Time         `json:"created"`
 }
 
 // CNI's own rule for names from outside (spec 1.1.0, "Parameters"); an interface name is what the
