@@ -60,6 +60,8 @@ type Agent struct {
 	keys      keyLocks
 	// publishing is held while this node's entry in the store is read and written.
 	publishing sync.Mutex
+	// remembering is held while the cluster is written to the ledger: the newest is written last.
+	remembering sync.Mutex
 
 	mu    sync.Mutex
 	state state

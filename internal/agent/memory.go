@@ -93,6 +93,8 @@ func (a *Agent) rememberLoop(ctx context.Context) error {
 
 // remember writes nothing when nothing changed. The view hands out the same lists until they change.
 func (a *Agent) remember(ctx context.Context) {
+	a.remembering.Lock()
+	defer a.remembering.Unlock()
 	c, synced := a.view.Snapshot()
 	s := a.snapshot()
 	if !synced || s.plan == nil || sameLists(c, s.remembered) && s.plan == s.rememberedPlan {

@@ -55,7 +55,7 @@ func drain(c chan struct{}) {
 func (a *Agent) pass(ctx context.Context) {
 	begin := time.Now()
 	defer func() { a.update(func(s *state) { s.turned = time.Now() }) }()
-	cluster, known := a.cluster()
+	cluster, known, recalled := a.cluster()
 	if !known {
 		// Nothing is known of the cluster, so nothing is known to be unwanted: touch nothing.
 		a.notReady("waiting for the store")
@@ -82,18 +82,18 @@ func (a *Agent) pass(ctx context.Context) {
 	}
 
 	a.attaching.Lock()
-	in := a.input(*self, cluster, host)
+	in := a.input(*self, cluster, recalled, host)
 	p, err := plan.Build(in)
 	if err == nil {
 		if news := a.unannounced(&cluster, &p); len(news) > 0 {
 			// Not under the lock: the store may be slow, and pods come and go meanwhile.
 			a.attaching.Unlock()
 			a.announce(ctx, &cluster, news)
-			if cluster, known = a.cluster(); !known {
+			if cluster, known, recalled = a.cluster(); !known {
 				return
 			}
 			a.attaching.Lock()
-			in = a.input(*self, cluster, host)
+			in = a.input(*self, cluster, recalled, host)
 			p, err = plan.Build(in)
 		}
 	}
@@ -124,20 +124,20 @@ func (a *Agent) pass(ctx context.Context) {
 	if changed > 0 {
 		a.Log.Info("kernel changed", "objects", changed, "took", time.Since(begin).Round(time.Microsecond), "problems", len(issues)+len(p.Problems))
 	}
-	a.judgeReady(&p, issues)
+	a.judgeReady(ctx, &in, &p, issues)
 	poke(a.register)
 	poke(a.applied)
 }
 
-// cluster is what is known: from the store, or from the last life while the store is away. Withdrawn
-// nodes are left out. Own blocks are those the node holds, whatever the store says at the moment.
-func (a *Agent) cluster() (model.Cluster, bool) {
+// cluster is what is known: from the store, or recalled from the last life while the store is away.
+// Withdrawn nodes are left out. Own blocks are those the node holds, whatever the store says at the moment.
+func (a *Agent) cluster() (c model.Cluster, known, recalled bool) {
 	c, synced := a.view.Snapshot()
 	s := a.snapshot()
 	if !synced {
 		b := a.ledger.Meta(metaCluster)
 		if len(b) == 0 || json.Unmarshal(b, &c) != nil {
-			return c, false
+			return c, false, true
 		}
 	} else if !s.synced {
 		a.update(func(s *state) { s.synced = true })
@@ -155,10 +155,10 @@ func (a *Agent) cluster() (model.Cluster, bool) {
 	})
 	c.Blocks = append(c.Blocks, s.blocks...)
 	c.Sort()
-	return c, true
+	return c, true, !synced
 }
 
-func (a *Agent) input(self model.Node, c model.Cluster, host model.Host) plan.Input {
+func (a *Agent) input(self model.Node, c model.Cluster, recalled bool, host model.Host) plan.Input {
 	offered := a.offered(&c)
 	c.Nodes = slices.DeleteFunc(slices.Clone(c.Nodes), func(n model.Node) bool { return n.Name == self.Name })
 	c.Nodes = append(c.Nodes, self)
@@ -172,6 +172,7 @@ func (a *Agent) input(self model.Node, c model.Cluster, host model.Host) plan.In
 		Workloads:  a.ledger.List(),
 		Published:  offered,
 		Keep:       a.keep(),
+		Recalled:   recalled,
 	}
 }
 
@@ -192,10 +193,11 @@ func vteps(p *plan.Plan, issues []model.Problem) (v4, v6 string) {
 	return v4, v6
 }
 
-// judgeReady says whether pods can be added.
-func (a *Agent) judgeReady(p *plan.Plan, issues []model.Problem) {
+// judgeReady says whether pods can be added, once this plan is in the kernel. A block that was claimed
+// while it was made is none yet: there is no bridge.
+func (a *Agent) judgeReady(ctx context.Context, in *plan.Input, p *plan.Plan, issues []model.Problem) {
 	s := a.snapshot()
-	if len(s.blocks) == 0 {
+	if len(applied(s.blocks, in)) == 0 {
 		why := "this node has no block of addresses yet"
 		if len(s.storeIssues) > 0 {
 			why = s.storeIssues[0].String()
@@ -212,6 +214,8 @@ func (a *Agent) judgeReady(p *plan.Plan, issues []model.Problem) {
 		}
 	}
 	if s.ready != nil {
+		// An agent that said so once can add pods in its next life too, if the store is away then.
+		a.remember(ctx)
 		a.Log.Info("ready for pods", "blocks", fmt.Sprint(s.blocks), "mtu", p.MTU)
 	}
 	a.update(func(s *state) { s.ready = nil })
@@ -219,7 +223,7 @@ func (a *Agent) judgeReady(p *plan.Plan, issues []model.Problem) {
 }
 
 func (a *Agent) clusterPools() []model.Pool {
-	c, _ := a.cluster()
+	c, _, _ := a.cluster()
 	return c.Pools
 }
 

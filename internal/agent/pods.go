@@ -39,7 +39,7 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 	w.Attachment, w.MTU = a.Config.Attachment, s.plan.MTU
 	w.HostLink = model.HostLinkName(w.ContainerID, w.IfName)
 	w.Created = time.Now().UTC()
-	blocks, err := inUse(s.input.Cluster, s.blocks)
+	blocks, err := inUse(s.input.Cluster, applied(s.blocks, s.input))
 	if err != nil {
 		return cni.Attached{}, err
 	}
@@ -124,6 +124,11 @@ func (p *pods) GC(ctx context.Context, network string, keep map[string]bool) err
 		a.Log.Info("garbage collected", "workload", w.String(), "addresses", w.Addresses)
 	}
 	return errors.Join(errs...)
+}
+
+// applied are the own blocks that a plan in the kernel was built with: the node has a gateway in them.
+func applied(own []model.Block, in *plan.Input) []model.Block {
+	return slices.DeleteFunc(slices.Clone(own), func(b model.Block) bool { return !slices.Contains(in.Cluster.Blocks, b) })
 }
 
 // inUse are the blocks that their pools still have. One that is only kept for the workloads in it is

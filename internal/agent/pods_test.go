@@ -1,13 +1,16 @@
 package agent
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"testing"
 
 	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
+	"github.com/heddle-net/heddle/internal/store/memory"
 )
 
 func TestAddNamesTheMACOfAWorkloadWithoutAWish(t *testing.T) {
@@ -46,6 +49,64 @@ func TestNewWorkloadsStayOutOfBlocksThatTheirPoolsHaveNoMore(t *testing.T) {
 	var refused *cni.Error
 	if got, err := inUse(c, own); !errors.As(err, &refused) || refused.Code != cni.CodeTryAgainLater {
 		t.Fatalf("while the new IPv4 block is missing: %v, %v: want the workload to wait for it", got, err)
+	}
+}
+
+// TestBlockCountsOnceItsGatewayIsThere: a block may be claimed while a pass is under way that knows nothing
+// of it, and makes no bridge.
+func TestBlockCountsOnceItsGatewayIsThere(t *testing.T) {
+	a := registrar(t, memory.New(), "n1", t.TempDir())
+	a.Config.CNIConfDir = t.TempDir()
+	c, own := twoBlocks()
+	a.update(func(s *state) { s.blocks = own[3:] })
+	before, after := &plan.Input{Self: "n1", Cluster: c}, &plan.Input{Self: "n1", Cluster: c}
+	after.Cluster.Blocks = own[3:]
+	a.judgeReady(context.Background(), before, &plan.Plan{}, nil)
+	if err := (*pods)(a).Ready(); err == nil {
+		t.Error("ready for pods, though the plan that is in the kernel has no block")
+	}
+	if got := applied(own, after); len(got) != 1 || got[0] != own[3] {
+		t.Errorf("new workloads get addresses from %v, want only from %v, which the plan has", got, own[3])
+	}
+	a.judgeReady(context.Background(), after, &plan.Plan{}, nil)
+	if err := (*pods)(a).Ready(); err != nil {
+		t.Errorf("not ready with block and plan: %v", err)
+	}
+}
+
+// TestReadyAgentRemembersWhatItNeedsWithoutTheStore: an agent that is killed right after it said that it is
+// ready adds pods in its next life.
+func TestReadyAgentRemembersWhatItNeedsWithoutTheStore(t *testing.T) {
+	s := memory.New()
+	put(t, s, pool("10.244.0.0/16", 24))
+	a := registrar(t, s, "n1", t.TempDir())
+	a.Config.CNIConfDir = t.TempDir()
+	reconcile(t, a, func(c model.Cluster) bool { return len(c.Pools) == 1 })
+	c, known, recalled := a.cluster()
+	if !known || recalled {
+		t.Fatalf("the cluster is known %t, from memory %t: the view has seen the store", known, recalled)
+	}
+	in := a.input(model.Node{Name: "n1"}, c, recalled, model.Host{})
+	a.update(func(s *state) { s.plan, s.input = &plan.Plan{}, &in })
+	a.judgeReady(context.Background(), &in, &plan.Plan{}, nil)
+	if err := (*pods)(a).Ready(); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := a.ledger.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next, err := New(Options{Config: a.Config, Log: slog.New(slog.DiscardHandler), Store: memory.New()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = next.ledger.Close() })
+	c, known, recalled = next.cluster() // nobody runs its view: the store is away
+	if !known || len(c.Pools) != 1 || len(c.Blocks) != 1 {
+		t.Errorf("the next life knows %v (%t), want the pool and this node's block", c, known)
+	}
+	if in := next.input(model.Node{Name: "n1"}, c, recalled, model.Host{}); !in.Recalled {
+		t.Error("what the next life remembers passes for what the store has")
 	}
 }
 

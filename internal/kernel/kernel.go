@@ -17,6 +17,8 @@ type Driver interface {
 	// changed, sweeps what is marked as Heddle's and not wanted, and leaves everything else alone.
 	// It is idempotent, does as much as it can, and returns what it could not do, each with the
 	// kernel's own reason. The number is of kernel objects changed: 0 means nothing differed.
+	// With a plan that is Recalled, what is missing is added, and the links, addresses and ways to other
+	// nodes that are there stay.
 	Apply(ctx context.Context, p *plan.Plan) (changed int, problems []model.Problem)
 
 	// Watch calls changed whenever something that the driver owns may have been changed by anybody

@@ -28,7 +28,7 @@ func Build(in Input) (Plan, error) {
 	if b.self == nil {
 		return Plan{}, fmt.Errorf("node %q: not registered in the cluster, which has %d nodes", in.Self, len(in.Cluster.Nodes))
 	}
-	b.plan = Plan{Node: in.Self, Problems: b.blocks.problems}
+	b.plan = Plan{Node: in.Self, Recalled: in.Recalled, Problems: b.blocks.problems}
 	b.checkAddresses()
 	b.tunnels()
 	b.peers()

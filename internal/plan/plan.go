@@ -153,6 +153,8 @@ type Plan struct {
 	// Retiring says that the tunnel devices are there only until the store, and so every peer, has heard
 	// that this node does not accept them any more.
 	Retiring bool `json:"retiring,omitempty"`
+	// Recalled is Input.Recalled: drivers add what is missing, and leave what leads to other nodes as it is.
+	Recalled bool `json:"recalled,omitempty"`
 	// Problems are what Build could not honour: a peer out of reach of a fixed mode, and such.
 	Problems []model.Problem `json:"problems"`
 }
@@ -171,4 +173,6 @@ type Input struct {
 	// tunnel devices among them as long as a peer sends on one, or may believe that it can: a mode change
 	// loses no packet. Empty after a fresh start with nothing applied.
 	Keep []Link
+	// Recalled says that Cluster is what this node remembers of it, and its kernel may be newer.
+	Recalled bool
 }

@@ -80,7 +80,7 @@ func fdbRequest(proto, flags uint16, index int, hw net.HardwareAddr, dst netip.A
 // diffNeighbors compares the permanent entries of our VXLAN devices: key is the address.
 func (r *round) diffNeighbors() {
 	have := map[plan.Neighbor]bool{} // without those that stay to be removed
-	keep := map[neighborKey]bool{}
+	known, keep := map[neighborKey]bool{}, map[neighborKey]bool{}
 	for _, l := range r.tunnels {
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 			ns, err := r.c.neighbors(family, l.index)
@@ -91,6 +91,7 @@ func (r *round) diffNeighbors() {
 			for _, n := range ns {
 				if n.permanent {
 					have[plan.Neighbor{Link: l.name, IP: n.ip, MAC: n.mac}] = true
+					known[neighborKey{l.name, n.ip}] = true
 				}
 			}
 		}
@@ -102,7 +103,7 @@ func (r *round) diffNeighbors() {
 			continue
 		}
 		keep[neighborKey{n.Link, n.IP}] = true
-		if have[*n] {
+		if have[*n] || r.p.Recalled && known[neighborKey{n.Link, n.IP}] {
 			continue
 		}
 		subject := "neighbor " + n.IP.String() + " on " + n.Link
@@ -131,7 +132,7 @@ type fdbKey struct {
 
 // diffFDB compares the permanent forwarding entries of our VXLAN devices: key is the MAC.
 func (r *round) diffFDB() {
-	have := map[plan.FDB]bool{}
+	have, known := map[plan.FDB]bool{}, map[fdbKey]bool{}
 	for _, l := range r.tunnels {
 		ns, err := r.c.neighbors(unix.AF_BRIDGE, l.index)
 		if err != nil {
@@ -141,6 +142,7 @@ func (r *round) diffFDB() {
 		for _, n := range ns {
 			if n.permanent && n.ip.IsValid() {
 				have[plan.FDB{Link: l.name, MAC: n.mac, Dst: n.ip}] = true
+				known[fdbKey{l.name, n.mac}] = true
 			}
 		}
 	}
@@ -152,7 +154,7 @@ func (r *round) diffFDB() {
 			continue
 		}
 		want[fdbKey{f.Link, f.MAC}] = f.Dst
-		if have[*f] {
+		if have[*f] || r.p.Recalled && known[fdbKey{f.Link, f.MAC}] {
 			continue
 		}
 		r.fdbOp(l.index, f, unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)

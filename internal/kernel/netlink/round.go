@@ -66,8 +66,14 @@ func (r *round) load() (err error) {
 	return err
 }
 
-func (r *round) add(o op)    { r.adds = append(r.adds, o) }
-func (r *round) remove(o op) { r.dels = append(r.dels, o) }
+func (r *round) add(o op) { r.adds = append(r.adds, o) }
+
+// remove notes nothing for a plan from memory: what that does not know may be newer than it.
+func (r *round) remove(o op) {
+	if !r.p.Recalled {
+		r.dels = append(r.dels, o)
+	}
+}
 
 // one runs a single change at once and tells whether it is done.
 func (r *round) one(o op) bool {
@@ -193,7 +199,7 @@ func (r *round) diffAddresses() {
 // removeLinks removes our links that the plan does not have. Workloads' veths get a time of grace.
 func (r *round) removeLinks() {
 	for _, l := range r.unwanted() {
-		if r.stray[l.index] {
+		if r.stray[l.index] || r.p.Recalled && !l.workloads() {
 			continue
 		}
 		if r.one(op{req: delLink(l.index), code: "link-failed", subject: "link " + l.name, next: "ip -d link show " + l.name}) {

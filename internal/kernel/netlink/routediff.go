@@ -35,7 +35,7 @@ func (r *round) diffRoutes() {
 		want[w.Dst] = true
 		index, ok := r.routeLink(w)
 		cur := current[w.Dst]
-		if !ok || cur != nil && cur.same(w, index) {
+		if !ok || cur != nil && (cur.same(w, index) || r.p.Recalled && w.Via.IsValid()) {
 			continue
 		}
 		o := op{route: w, code: "route-failed", subject: "route " + w.Dst.String(), next: "ip route get " + w.Dst.Addr().String()}
