@@ -32,7 +32,7 @@ func labCmd() *cobra.Command {
 	cmd.AddCommand(
 		labUpCmd(&name), labDownCmd(&name), labListCmd(), labStatusCmd(&name), labExecCmd(&name), labCaptureCmd(&name),
 		labPingCmd(&name), labPodCmd(&name), labNetConfCmd(&name), labTopologiesCmd(), labTopologyCmd(),
-		labMachineCmd(), labPodAddCmd(), labPodDelCmd(),
+		labServeCmd(), labMachineCmd(), labPodAddCmd(), labPodDelCmd(),
 	)
 	return cmd
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -14,8 +15,8 @@ import (
 
 func labExecCmd(name *string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "exec NODE[/POD] -- COMMAND…",
-		Short: "Run a command on a machine or in a pod: n1, n1/p1, router, outside",
+		Use:   "exec NODE[/POD]|NAMESPACE/POD -- COMMAND…",
+		Short: "Run a command on a machine or in a pod: n1, n1/p1, dev/pod1, router, outside",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) < 2 {
 				return errors.New("lab exec: want a place and a command: heddle lab exec n1 -- ip route")
@@ -94,8 +95,9 @@ func labPing(cmd *cobra.Command, l *lab.Lab, families []model.Family) error {
 
 func labPodCmd(name *string) *cobra.Command {
 	cmd := &cobra.Command{Use: "pod", Short: "Add and delete pods by CNI calls"}
-	cmd.AddCommand(&cobra.Command{
-		Use:   "add NODE [NAME]",
+	var labels []string
+	add := &cobra.Command{
+		Use:   "add NODE [NAME|NAMESPACE/NAME]",
 		Short: "Add a pod",
 		Args:  cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -103,14 +105,16 @@ func labPodCmd(name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			pod, err := l.AddPod(cmd.Context(), args[0], slices.Concat(args[1:], []string{""})[0])
+			pod, err := l.AddPod(cmd.Context(), args[0], slices.Concat(args[1:], []string{""})[0], labels...)
 			if err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s/%s %v\n", pod.Node, pod.Name, pod.Addresses)
 			return err
 		},
-	}, &cobra.Command{
+	}
+	add.Flags().StringArrayVarP(&labels, "label", "l", nil, "a label, KEY=VALUE, given to the workload at ADD")
+	cmd.AddCommand(add, &cobra.Command{
 		Use:   "del NAME…",
 		Short: "Delete pods",
 		Args:  cobra.MinimumNArgs(1),
@@ -185,6 +189,30 @@ func labPodDelCmd() *cobra.Command {
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return lab.PodDelInside(cmd.Context(), cmd.InOrStdin())
+		},
+	}
+}
+
+func labServeCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve [PORT]",
+		Short: "Inside a pod: answer HTTP (and UDP, byte for byte) on a port, 80 unless named, until interrupted",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			port := uint64(80)
+			if len(args) > 0 {
+				var err error
+				if port, err = strconv.ParseUint(args[0], 10, 16); err != nil || port == 0 {
+					return &model.FieldError{Noun: "lab serve", Field: "PORT", Value: args[0], Want: "1..65535"}
+				}
+			}
+			who, err := os.Hostname()
+			if err != nil {
+				return err
+			}
+			return lab.Serve(cmd.Context(), uint16(port), who, func() {
+				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "serving on port %d\n", port)
+			})
 		},
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,8 +24,11 @@ import (
 
 // Pod is a network namespace on a node, attached by a CNI call.
 type Pod struct {
-	Name        string       `json:"name"` // unique in the lab
+	// Name is unique in the lab: the pod's own name, with its namespace before a dot unless that is "default".
+	Name        string       `json:"name"`
 	Node        string       `json:"node"`
+	Namespace   string       `json:"namespace,omitempty"` // empty: "default"
+	Labels      []string     `json:"labels,omitempty"`    // key=value, given at ADD
 	ContainerID string       `json:"containerID"`
 	Addresses   []netip.Addr `json:"addresses"`
 }
@@ -35,14 +39,29 @@ func (p *Pod) Address(f model.Family) netip.Addr { return pick(p.Addresses, f) }
 // addsAtOnce bounds the parallel ADDs of one lab.
 const addsAtOnce = 4
 
+// defaultNamespace is that of pods for which none is named.
+const defaultNamespace = "default"
+
+// own is the pod's name within its namespace.
+func (p *Pod) own() string {
+	_, name, found := strings.Cut(p.Name, ".")
+	if !found {
+		return p.Name
+	}
+	return name
+}
+
 // Pod names become file names and arguments.
-var podWant = "1..32 of [a-z0-9-] that neither begin nor end with a dash"
+var (
+	podWant   = "1..32 of [a-z0-9-] that neither begin nor end with a dash, after NAMESPACE/ if need be"
+	podNameRE = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?\.)?[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+)
 
 func (l *Lab) podFile(name string) string { return filepath.Join(l.Dir, podsDir, name+".json") }
 
-// AddPod makes a network namespace on a node and attaches it with CNI ADD, as a runtime does. An
-// empty name takes the next free of p1, p2, …
-func (l *Lab) AddPod(ctx context.Context, node, name string) (Pod, error) {
+// AddPod makes a network namespace on a node and attaches it with CNI ADD, as a runtime does. The name is
+// NAME or NAMESPACE/NAME; an empty one takes the next free of p1, p2, … Labels are key=value.
+func (l *Lab) AddPod(ctx context.Context, node, name string, labels ...string) (Pod, error) {
 	if l.Spec.Topology.node(node) == nil {
 		return Pod{}, fmt.Errorf("lab %q: no node %q: it has %s", l.Name, node, strings.Join(l.Nodes(), ", "))
 	}
@@ -50,7 +69,7 @@ func (l *Lab) AddPod(ctx context.Context, node, name string) (Pod, error) {
 	if err != nil {
 		return Pod{}, err
 	}
-	p, err := l.reservePod(node, name)
+	p, err := l.reservePod(node, name, labels)
 	if err != nil {
 		return Pod{}, err
 	}
@@ -66,15 +85,25 @@ func (l *Lab) AddPod(ctx context.Context, node, name string) (Pod, error) {
 }
 
 // reservePod writes the pod's record before anything is made, so that two callers never share a name.
-func (l *Lab) reservePod(node, name string) (Pod, error) {
+func (l *Lab) reservePod(node, name string, labels []string) (Pod, error) {
 	l.podMu.Lock()
 	defer l.podMu.Unlock()
-	if name != "" && !labNameRE.MatchString(name) {
+	namespace, short, found := strings.Cut(name, "/")
+	if !found || namespace == defaultNamespace {
+		namespace = ""
+	}
+	if found {
+		name = short
+		if namespace != "" {
+			name = namespace + "." + short
+		}
+	}
+	if (name != "" || found) && (!podNameRE.MatchString(name) || strings.Contains(short, ".")) {
 		return Pod{}, &model.FieldError{Noun: "pod", Field: "name", Value: name, Want: podWant}
 	}
 	id := make([]byte, 32)
 	_, _ = rand.Read(id) // never fails (crypto/rand)
-	p := Pod{Name: name, Node: node, ContainerID: hex.EncodeToString(id)}
+	p := Pod{Name: name, Node: node, ContainerID: hex.EncodeToString(id), Namespace: namespace, Labels: labels}
 	for i := 1; ; i++ {
 		if name == "" {
 			p.Name = "p" + strconv.Itoa(i)
@@ -114,14 +143,16 @@ func (l *Lab) DelPod(ctx context.Context, name string) error {
 	return os.Remove(l.podFile(p.Name))
 }
 
-// Pod finds a pod by name, or by NODE/NAME.
+// Pod finds a pod by NAME, NAMESPACE/NAME or NODE/NAME.
 func (l *Lab) Pod(name string) (Pod, error) {
 	node, short, found := strings.Cut(name, "/")
 	if !found {
 		node, short = "", name
+	} else if l.Spec.Topology.node(node) == nil {
+		node, short = "", strings.TrimPrefix(node+"."+short, defaultNamespace+".")
 	}
 	var p Pod
-	if !labNameRE.MatchString(short) {
+	if !podNameRE.MatchString(short) {
 		return p, &model.FieldError{Noun: "pod", Field: "name", Value: name, Want: podWant}
 	}
 	err := readJSON(l.podFile(short), &p)

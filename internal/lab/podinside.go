@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -25,7 +26,7 @@ func PodAddInside(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := json.NewDecoder(in).Decode(&p); err != nil {
 		return fmt.Errorf("pod: %w", err)
 	}
-	conf, err := networkConf()
+	conf, err := networkConf(p)
 	if err != nil {
 		return err
 	}
@@ -55,7 +56,7 @@ func PodDelInside(ctx context.Context, in io.Reader) error {
 	if err := json.NewDecoder(in).Decode(&p); err != nil {
 		return fmt.Errorf("pod: %w", err)
 	}
-	conf, err := networkConf()
+	conf, err := networkConf(p)
 	if err != nil {
 		return err
 	}
@@ -65,8 +66,9 @@ func PodDelInside(ctx context.Context, in io.Reader) error {
 	return removeNetns(filepath.Join(netnsDir, p.Name))
 }
 
-// networkConf takes the first configuration in the directory, by name, as runtimes do.
-func networkConf() (*libcni.NetworkConfigList, error) {
+// networkConf takes the first configuration in the directory, by name, as runtimes do, and adds the pod's
+// labels as CNI's conventions have them: args.cni.labels.
+func networkConf(p Pod) (*libcni.NetworkConfigList, error) {
 	files, err := libcni.ConfFiles(cniConfDir, []string{".conflist"})
 	if err != nil {
 		return nil, fmt.Errorf("cni configuration: %w", err)
@@ -78,15 +80,37 @@ func networkConf() (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cni configuration %s: %w", files[0], err)
 	}
+	if len(p.Labels) == 0 {
+		return conf, nil
+	}
+	type label struct {
+		Key   string `json:"key"`
+		Value string `json:"value"`
+	}
+	labels := []label{}
+	for _, l := range p.Labels {
+		key, value, _ := strings.Cut(l, "=")
+		labels = append(labels, label{key, value})
+	}
+	for i, plugin := range conf.Plugins {
+		conf.Plugins[i], err = libcni.InjectConf(plugin, map[string]any{"args": map[string]any{"cni": map[string]any{"labels": labels}}})
+		if err != nil {
+			return nil, fmt.Errorf("cni configuration %s: %w", files[0], err)
+		}
+	}
 	return conf, nil
 }
 
 func runtimeConf(p Pod) *libcni.RuntimeConf {
+	namespace := p.Namespace
+	if namespace == "" {
+		namespace = defaultNamespace
+	}
 	return &libcni.RuntimeConf{
 		ContainerID: p.ContainerID,
 		NetNS:       filepath.Join(netnsDir, p.Name),
 		IfName:      "eth0",
-		Args:        [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", p.Name}},
+		Args:        [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", namespace}, {"K8S_POD_NAME", p.own()}},
 	}
 }
 
