@@ -21,13 +21,18 @@ func (*all) matches(Labels) bool { return true }
 func (*all) text() string        { return "all()" }
 
 func (n *all) prefixed(prefix string) node {
-	switch prefix {
-	case prefixNamespace:
-		return &has{labelNamespace}
-	case prefixServiceAcct:
-		return &has{labelServiceAccount}
+	if label, ok := within[prefix]; ok {
+		return &has{label}
 	}
 	return n
+}
+
+// prefixedKey is the key of what a namespace's or service account's label becomes on what is in it.
+func prefixedKey(prefix, key string) string {
+	if label, ok := within[prefix]; ok && key == labelName {
+		return label
+	}
+	return prefix + key
 }
 
 // global matches what is in no namespace.
@@ -48,7 +53,7 @@ func (n *has) matches(l Labels) bool {
 	return ok
 }
 func (n *has) text() string                { return "has(" + n.key + ")" }
-func (n *has) prefixed(prefix string) node { return &has{prefix + n.key} }
+func (n *has) prefixed(prefix string) node { return &has{prefixedKey(prefix, n.key)} }
 
 // set matches when the label has one of the values; with not, when it does not, also for want of the label.
 // With one value it is written == and !=.
@@ -95,7 +100,7 @@ func (n *set) text() string {
 	return b.String()
 }
 
-func (n *set) prefixed(prefix string) node { return &set{prefix + n.key, n.values, n.not} }
+func (n *set) prefixed(prefix string) node { return &set{prefixedKey(prefix, n.key), n.values, n.not} }
 
 // part compares the label with a part of a value.
 type part struct {
@@ -126,7 +131,7 @@ func (n *part) matches(l Labels) bool {
 	return strings.Contains(v, n.value)
 }
 func (n *part) text() string                { return n.key + " " + string(n.op) + " " + quote(n.value) }
-func (n *part) prefixed(prefix string) node { return &part{prefix + n.key, n.value, n.op} }
+func (n *part) prefixed(prefix string) node { return &part{prefixedKey(prefix, n.key), n.value, n.op} }
 
 // not matches what the other does not.
 type not struct{ of node }
@@ -203,6 +208,18 @@ func (n *joined) prefixed(prefix string) node {
 		parts = append(parts, p.prefixed(prefix))
 	}
 	return &joined{n.and, parts}
+}
+
+func usesGlobal(n node) bool {
+	switch n := n.(type) {
+	case *global:
+		return true
+	case *not:
+		return usesGlobal(n.of)
+	case *joined:
+		return slices.ContainsFunc(n.parts, usesGlobal)
+	}
+	return false
 }
 
 // quote spells a value. The language has no escapes: what has both kinds of quotes in it cannot be said, and

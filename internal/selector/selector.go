@@ -28,7 +28,7 @@ type Selector struct {
 	str  string // of root
 }
 
-// make seals a condition.
+// seal makes a selector of a condition.
 func seal(n node) Selector {
 	if _, ok := n.(*all); ok || n == nil {
 		return Selector{}
@@ -110,17 +110,26 @@ const (
 	labelNamespace      = "projectcalico.org/namespace"
 	labelServiceAccount = "projectcalico.org/serviceaccount"
 	labelOrchestrator   = "projectcalico.org/orchestrator"
+	labelName           = "projectcalico.org/name" // of a namespace or service account: its name
 	prefixNamespace     = "pcns."
 	prefixServiceAcct   = "pcsa."
 )
 
+// within is the label that names the namespace or service account that something is in, by the prefix of the
+// labels which that one lends it.
+var within = map[string]string{prefixNamespace: labelNamespace, prefixServiceAcct: labelServiceAccount}
+
 // WithPrefix turns a selector of namespaces ("pcns.") or service accounts ("pcsa.") into one of what is in
 // them: every key gets the prefix. As Calico has it, all() becomes "is in some namespace" ("runs as some
-// service account"), since all namespaces are meant and not what is in none; and global(), which only
-// selectors of namespaces may say, stays what it is: in no namespace.
+// service account"), since all namespaces are meant and not what is in none; global(), which only selectors of
+// namespaces may say, stays what it is: in no namespace; and the label projectcalico.org/name, which every
+// namespace and service account carries unwritten, becomes the label that names it.
 func (s Selector) WithPrefix(prefix string) Selector {
 	return seal(s.node().prefixed(prefix))
 }
+
+// UsesGlobal reports whether global() is said anywhere in it.
+func (s Selector) UsesGlobal() bool { return s.root != nil && usesGlobal(s.root) }
 
 // Requires returns a term key == value that everything fulfils which matches, if there is one: what a
 // selector can be found by in an index of labels. Of several it takes one that is likely to be shared by few.
