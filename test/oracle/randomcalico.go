@@ -1,0 +1,358 @@
+package oracle
+
+import (
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+var (
+	someTiers  = []string{"first", "second", "last"}
+	someOrders = []*float64{
+		nil, nil, ptr(0.0), ptr(-1.0), ptr(1.0), ptr(999.5), ptr(1000.0), ptr(1000.0), ptr(1000.0000000001),
+		ptr(1e6), ptr(1e300), ptr(-1e300), ptr(4294967296.0), ptr(9007199254740993.0),
+	}
+	someProtocols = []intstr.IntOrString{
+		intstr.FromString("TCP"), intstr.FromString("TCP"), intstr.FromString("UDP"), intstr.FromString("SCTP"), intstr.FromInt32(6),
+		intstr.FromString("ICMP"), intstr.FromString("ICMPv6"), intstr.FromString("UDPLite"), intstr.FromInt32(47), intstr.FromInt32(255), intstr.FromInt32(1),
+	}
+)
+
+// tier adds or changes a tier; now and then one of those that are always there.
+func (g *generator) tier() {
+	t := CalicoTier{
+		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "Tier"},
+		ObjectMeta: metav1.ObjectMeta{Name: pick(g, someTiers)},
+	}
+	t.Spec.Order = pick(g, someOrders)
+	t.Spec.DefaultAction = pick(g, []string{"", "Deny", "Pass"})
+	put(&g.w.Tiers, t, func(a, b *CalicoTier) bool { return a.Name == b.Name })
+}
+
+// networkSet adds or changes a set, global or of a namespace.
+func (g *generator) networkSet() {
+	s := CalicoNetworkSet{
+		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "GlobalNetworkSet"},
+		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("set%d", g.n(3)), Labels: g.labels()},
+	}
+	if g.once(2) {
+		s.Kind, s.Namespace = "NetworkSet", g.usedNamespace()
+	}
+	s.Spec.Nets = g.calicoNets()
+	put(&g.w.NetworkSets, s, func(a, b *CalicoNetworkSet) bool {
+		return a.Kind == b.Kind && a.Namespace == b.Namespace && a.Name == b.Name
+	})
+}
+
+// hostEndpoint adds or changes a host endpoint.
+func (g *generator) hostEndpoint() {
+	n := pick(g, g.w.Nodes)
+	h := CalicoHostEndpoint{
+		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "HostEndpoint"},
+		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("host%d", g.n(3)), Labels: g.labels()},
+	}
+	h.Spec.Node = n.Name
+	h.Spec.InterfaceName = pick(g, []string{"eth0", "*"})
+	for _, a := range n.Addresses {
+		if !g.once(4) {
+			h.Spec.ExpectedIPs = append(h.Spec.ExpectedIPs, a.String())
+		}
+	}
+	if g.once(2) {
+		h.Spec.Ports = []CalicoNamedPort{{pick(g, somePortNames), intstr.FromString(pick(g, []string{"TCP", "UDP"})), pick(g, somePorts)}}
+	}
+	put(&g.w.HostEndpoints, h, func(a, b *CalicoHostEndpoint) bool { return a.Name == b.Name })
+}
+
+// calicoPolicy adds or changes a policy of Calico's; staged says whether one that is not in force.
+func (g *generator) calicoPolicy(staged bool) {
+	p := CalicoPolicy{
+		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "GlobalNetworkPolicy"},
+		ObjectMeta: metav1.ObjectMeta{Name: g.policyName()},
+	}
+	if g.once(2) {
+		p.Kind, p.Namespace = "NetworkPolicy", g.usedNamespace()
+	}
+	if g.once(2) {
+		p.Spec.Tier = pick(g, append([]string{"default", "nowhere"}, someTiers...))
+		if p.Spec.Tier != "default" {
+			p.Name = p.Spec.Tier + "." + p.Name
+		}
+	}
+	p.Spec.Order = pick(g, someOrders)
+	if !g.once(3) {
+		p.Spec.Selector = g.selector()
+	}
+	if p.Kind == "GlobalNetworkPolicy" && g.once(3) {
+		p.Spec.NamespaceSelector = g.namespaceText(false)
+	}
+	if g.once(6) {
+		p.Spec.ServiceAccountSelector = g.accountText()
+	}
+	switch g.n(4) {
+	case 0:
+		p.Spec.Types = []string{"Ingress"}
+	case 1:
+		p.Spec.Types = []string{"Egress"}
+	case 2:
+		p.Spec.Types = []string{"Egress", "Ingress"}
+	}
+	if g.want(&p, "Ingress") {
+		for range g.n(5) {
+			p.Spec.Ingress = append(p.Spec.Ingress, g.calicoRule(p.Namespace, Ingress))
+		}
+	}
+	if g.want(&p, "Egress") {
+		for range g.n(5) {
+			p.Spec.Egress = append(p.Spec.Egress, g.calicoRule(p.Namespace, Egress))
+		}
+	}
+	if staged {
+		p.Kind = "Staged" + p.Kind
+		p.Spec.StagedAction = pick(g, []string{"", "Set", "Set", "Delete"})
+		if p.Spec.StagedAction == "Delete" {
+			p.Spec = CalicoPolicySpec{Tier: p.Spec.Tier, StagedAction: "Delete"}
+		}
+	}
+	put(&g.w.CalicoPolicies, p, func(a, b *CalicoPolicy) bool {
+		return a.Kind == b.Kind && a.Namespace == b.Namespace && a.Name == b.Name
+	})
+}
+
+// want: a policy has rules only for the directions that it names.
+func (g *generator) want(p *CalicoPolicy, direction string) bool {
+	for _, t := range p.Spec.Types {
+		if t == direction {
+			return true
+		}
+	}
+	return len(p.Spec.Types) == 0
+}
+
+func (g *generator) stagedKubernetes() {
+	p := StagedKubernetesPolicy{
+		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "StagedKubernetesNetworkPolicy"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: g.usedNamespace(), Name: g.policyName()},
+	}
+	p.Spec.NetworkPolicySpec = g.kubeSpec()
+	p.Spec.StagedAction = pick(g, []string{"", "Set", "Set", "Delete"})
+	if p.Spec.StagedAction == "Delete" {
+		p.Spec = StagedKubernetesSpec{StagedAction: "Delete"}
+	}
+	put(&g.w.StagedKubernetes, p, func(a, b *StagedKubernetesPolicy) bool { return a.Namespace == b.Namespace && a.Name == b.Name })
+}
+
+func (g *generator) calicoRule(namespace string, d Direction) CalicoRule {
+	r := CalicoRule{Action: pick(g, []string{"Allow", "Allow", "Allow", "Deny", "Deny", "Pass", "Log"})}
+	family := 0
+	if g.once(6) {
+		family = pick(g, []int{4, 6})
+		r.IPVersion = ptr(family)
+	}
+	switch g.n(6) {
+	case 0, 1, 2:
+		r.Protocol = ptr(pick(g, someProtocols))
+	case 3:
+		r.NotProtocol = ptr(pick(g, someProtocols))
+	case 4:
+		name := pick(g, []string{"ICMP", "ICMPv6"})
+		if family != 0 {
+			name = map[int]string{4: "ICMP", 6: "ICMPv6"}[family]
+		}
+		r.Protocol = ptr(intstr.FromString(name))
+		if g.once(3) {
+			r.NotICMP = g.icmp()
+		} else {
+			r.ICMP = g.icmp()
+		}
+	}
+	ports := r.Protocol != nil && hasPorts(calicoProtocol(*r.Protocol))
+	// The local end is seldom asked for more than a port.
+	g.entity(&r.Source, d == Ingress || g.once(5), ports && g.once(4), family)
+	g.entity(&r.Destination, d == Egress || g.once(5), ports && !g.once(3), family)
+	if g.once(8) {
+		service := &CalicoService{Name: pick(g, someServices), Namespace: pick(g, someNamespaces)}
+		if d == Egress {
+			r.Protocol, r.NotProtocol, r.ICMP, r.NotICMP = nil, nil, nil, nil
+			r.Source.Ports, r.Source.NotPorts = nil, nil
+			r.Destination = CalicoEntity{Services: service}
+		} else {
+			r.Source = CalicoEntity{Services: service, Ports: r.Source.Ports, NotPorts: r.Source.NotPorts}
+		}
+		if namespace != "" && g.once(3) {
+			service.Namespace = ""
+		}
+	}
+	return r
+}
+
+func (g *generator) icmp() *CalicoICMP {
+	i := &CalicoICMP{Type: ptr(pick(g, []int{0, 3, 8, 128, 129, 254}))}
+	if g.once(2) {
+		i.Code = ptr(pick(g, []int{0, 1, 3, 255}))
+	}
+	return i
+}
+
+// entity fills in what is asked of one end of a packet.
+func (g *generator) entity(e *CalicoEntity, who, ports bool, family int) {
+	if who && !g.once(5) {
+		if g.once(2) {
+			e.Selector = g.selector()
+		}
+		if g.once(5) {
+			e.NotSelector = g.selector()
+		}
+		if g.once(4) {
+			e.NamespaceSelector = g.namespaceText(true)
+		}
+		if g.once(8) {
+			a := &CalicoServiceAccounts{}
+			if g.once(2) {
+				a.Names = []string{pick(g, someAccounts), pick(g, someAccounts)}
+			} else {
+				a.Selector = g.accountText()
+			}
+			e.ServiceAccounts = a
+		}
+		if g.once(4) {
+			e.Nets = g.netsOf(family)
+		}
+		if g.once(5) {
+			e.NotNets = g.netsOf(family)
+		}
+	}
+	if ports {
+		if !g.once(4) {
+			e.Ports = g.calicoPorts()
+		}
+		if g.once(4) {
+			e.NotPorts = g.calicoPorts()
+		}
+	}
+}
+
+// netsOf are networks of one family: that one, or any.
+func (g *generator) netsOf(family int) []string {
+	if family == 0 {
+		family = pick(g, []int{4, 6})
+	}
+	var nets []string
+	for range 1 + g.n(3) {
+		n := g.net()
+		for range 20 {
+			if n.Addr().Is4() == (family == 4) {
+				break
+			}
+			n = g.net()
+		}
+		if n.Addr().Is4() == (family == 4) {
+			nets = append(nets, n.String())
+		}
+	}
+	return nets
+}
+
+// calicoNets are networks of both families, some of them single addresses, some with bits that do not count.
+func (g *generator) calicoNets() []string {
+	var nets []string
+	for range g.n(4) {
+		n := g.net()
+		switch a := g.addr(); {
+		case g.once(5):
+			nets = append(nets, a.String())
+		case g.once(5) && a.Is4() == n.Addr().Is4():
+			nets = append(nets, fmt.Sprintf("%s/%d", a, n.Bits()))
+		default:
+			nets = append(nets, n.String())
+		}
+	}
+	return nets
+}
+
+func (g *generator) calicoPorts() []intstr.IntOrString {
+	var ports []intstr.IntOrString
+	for range 1 + g.n(3) {
+		switch first, last := g.portRange(); g.n(4) {
+		case 0:
+			ports = append(ports, intstr.FromString(pick(g, somePortNames)))
+		case 1:
+			if g.once(6) {
+				first = 0
+			}
+			ports = append(ports, intstr.FromString(fmt.Sprintf("%d:%d", first, last)))
+		default:
+			ports = append(ports, intstr.FromInt32(int32(first)))
+		}
+	}
+	return ports
+}
+
+// selector is the text of a random selector over labels of workloads.
+func (g *generator) selector() string { return g.expr(2, someKeys, someValues, true).String() }
+
+func (g *generator) accountText() string {
+	if g.once(4) {
+		return g.test([]string{"projectcalico.org/name"}, someAccounts).String()
+	}
+	return g.expr(1, someKeys, someValues, false).String()
+}
+
+func (g *generator) namespaceText(rule bool) string {
+	switch {
+	case rule && g.once(4):
+		return "global()"
+	case g.once(4):
+		return "all()"
+	case g.once(2):
+		return g.test([]string{"projectcalico.org/name", "kubernetes.io/metadata.name"}, someNamespaces).String()
+	}
+	return g.expr(1, someKeys, someValues, false).String()
+}
+
+// expr is a random selector of some depth.
+func (g *generator) expr(depth int, keys, values []string, workloads bool) *expr {
+	if depth > 0 && g.once(2) {
+		switch g.n(3) {
+		case 0:
+			return &expr{op: "!", parts: []*expr{g.expr(depth-1, keys, values, workloads)}}
+		default:
+			e := &expr{op: pick(g, []string{"&&", "||"})}
+			for range 2 + g.n(2) {
+				e.parts = append(e.parts, g.expr(depth-1, keys, values, workloads))
+			}
+			return e
+		}
+	}
+	switch {
+	case g.once(12):
+		return &expr{op: "all"}
+	case workloads && g.once(8):
+		return g.test([]string{"projectcalico.org/namespace"}, someNamespaces)
+	case workloads && g.once(16):
+		return &expr{op: "==", key: "projectcalico.org/orchestrator", values: []string{"k8s"}}
+	}
+	return g.test(keys, values)
+}
+
+// test is one question about a label.
+func (g *generator) test(keys, values []string) *expr {
+	e := &expr{op: pick(g, []string{"has", "==", "==", "!=", "in", "not in", "contains", "starts with", "ends with"}), key: pick(g, keys)}
+	switch e.op {
+	case "has":
+	case "in", "not in":
+		for range 1 + g.n(2) {
+			e.values = append(e.values, pick(g, values))
+		}
+	case "contains", "starts with", "ends with":
+		v := pick(g, values)
+		if len(v) > 2 {
+			v = pick(g, []string{v[:2], v[1:], v[1:2]})
+		}
+		e.values = []string{v}
+	default:
+		e.values = []string{pick(g, values)}
+	}
+	return e
+}
