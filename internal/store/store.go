@@ -53,6 +53,15 @@ type Event struct {
 	Key      string
 	Object   model.Object // nil for EventDelete and EventResync
 	Revision Revision
+	// Anew, of an EventResync: the store was put back or is another one, so that what had a revision
+	// before may be something else at the same one.
+	Anew bool
+}
+
+// KeyRevision is an object's key with the revision of its last change.
+type KeyRevision struct {
+	Key      string
+	Revision Revision
 }
 
 // Store files objects. Implementations are safe for concurrent use. Every object is validated before
@@ -64,6 +73,10 @@ type Store interface {
 	// List returns all objects of the kind sorted by key, and the store's revision at that moment:
 	// a Watch from there misses nothing and repeats nothing.
 	List(ctx context.Context, kind model.Kind) ([]Item, Revision, error)
+
+	// Keys returns the keys of the kind that begin with a text, sorted, also those of objects that List
+	// leaves out. It costs much less than List.
+	Keys(ctx context.Context, kind model.Kind, prefix string) ([]KeyRevision, error)
 
 	// Watch delivers changes of the kinds after revision `from`, in order, until ctx ends; then the
 	// channel is closed. It reconnects by itself.

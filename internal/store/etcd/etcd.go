@@ -1,11 +1,13 @@
 // Package etcd is a store.Store in any etcd v3: one that somebody runs, or `heddle store`.
 //
-// Objects stand as JSON under <prefix>/<kind>/<key>, heartbeats under <prefix>/volatile/heartbeats:
-// so one watch can span all kinds that seldom change, and see their changes in one order, without
-// being woken by those that change all the time. Compare-and-swap is by etcd's ModRevision.
+// Objects stand as JSON under <prefix>/<kind>/<key>, heartbeats under <prefix>/volatile/heartbeats,
+// endpoints and resources under <prefix>/security/<kind>: so one watch can span all kinds that seldom
+// change, and see their changes in one order, without being woken by those that change all the time or
+// are very many; and one can span all that policy is about. Compare-and-swap is by etcd's ModRevision.
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,8 +24,12 @@ import (
 	"github.com/heddle-net/heddle/internal/store"
 )
 
-// pageSize is how many objects one answer to List holds: some 200 KiB.
-const pageSize = 500
+// An answer to List holds about pageBytes; the objects' sizes are not known before. A server looks at all
+// keys that are left for each page, so that many small pages cost much.
+const (
+	pageBytes              = 4 << 20
+	firstPage, biggestPage = 500, 20_000 // objects
+)
 
 // Store is the client of one etcd.
 type Store struct {
@@ -66,8 +72,11 @@ func (s *Store) Client() *clientv3.Client { return s.client }
 
 // folder is where a kind is filed, with a slash at the end.
 func (s *Store) folder(kind model.Kind) string {
-	if kind == model.KindHeartbeat {
+	switch kind {
+	case model.KindHeartbeat:
 		return s.prefix + "/volatile/" + string(kind) + "/"
+	case model.KindEndpoint, model.KindResource: // beyond pools, the last of those that a View spans
+		return s.prefix + "/security/" + string(kind) + "/"
 	}
 	return s.prefix + "/" + string(kind) + "/"
 }
@@ -127,32 +136,62 @@ func isCompacted(err error) bool {
 }
 
 func (s *Store) list(ctx context.Context, kind model.Kind) ([]store.Item, store.Revision, error) {
-	folder := s.folder(kind)
-	end, from := clientv3.GetPrefixRangeEnd(folder), folder
 	var items []store.Item
+	rev, err := s.read(ctx, "list "+string(kind), s.folder(kind), func(kv *mvccpb.KeyValue) {
+		if o := s.decode(kind, kv); o != nil {
+			items = append(items, store.Item{Object: o, Revision: store.Revision(kv.ModRevision)})
+		}
+	})
+	return items, rev, err
+}
+
+// read visits all keys that begin with a text, in their order, as they are at one revision, which it
+// returns.
+func (s *Store) read(ctx context.Context, doing, from string, visit func(*mvccpb.KeyValue), opts ...clientv3.OpOption) (store.Revision, error) {
+	end := clientv3.GetPrefixRangeEnd(from)
 	var rev int64
-	for {
-		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(rev)}
+	for page := firstPage; ; {
 		var resp *clientv3.GetResponse
-		err := s.Call(ctx, "list "+string(kind), func(c context.Context) (err error) {
-			resp, err = s.client.Get(c, from, opts...)
+		err := s.Call(ctx, doing, func(c context.Context) (err error) {
+			resp, err = s.client.Get(c, from, append(opts, clientv3.WithRange(end), clientv3.WithLimit(int64(page)), clientv3.WithRev(rev))...)
 			return err
 		})
 		if err != nil {
-			return nil, 0, err
+			return 0, err
 		}
 		if rev == 0 {
 			rev = resp.Header.Revision
 		}
+		size := 1
 		for _, kv := range resp.Kvs {
-			if o := s.decode(kind, kv); o != nil {
-				items = append(items, store.Item{Object: o, Revision: store.Revision(kv.ModRevision)})
-			}
+			size += len(kv.Key) + len(kv.Value)
+			visit(kv)
 		}
 		if !resp.More || len(resp.Kvs) == 0 {
-			return items, store.Revision(rev), nil
+			return store.Revision(rev), nil
 		}
 		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+		page = min(max(len(resp.Kvs)*pageBytes/size, 1), 4*page, biggestPage)
+	}
+}
+
+// Keys implements store.Store.
+func (s *Store) Keys(ctx context.Context, kind model.Kind, prefix string) ([]store.KeyRevision, error) {
+	if err := store.CheckKey(kind, cmp.Or(prefix, "any")); err != nil {
+		return nil, err
+	}
+	for attempt := 0; ; attempt++ {
+		var keys []store.KeyRevision
+		_, err := s.read(ctx, "list keys of "+string(kind), s.folder(kind)+prefix, func(kv *mvccpb.KeyValue) {
+			key := strings.TrimPrefix(string(kv.Key), s.folder(kind))
+			if store.CheckKey(kind, key) == nil {
+				keys = append(keys, store.KeyRevision{Key: key, Revision: store.Revision(kv.ModRevision)})
+			}
+		}, clientv3.WithKeysOnly())
+		if attempt < 3 && isCompacted(err) {
+			continue
+		}
+		return keys, err
 	}
 }
 

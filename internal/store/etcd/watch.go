@@ -23,8 +23,9 @@ const checkEvery = 30 * time.Second
 type Follower struct {
 	// Changed gets the changes of one or several whole revisions, in order. Deletions hold the key only.
 	Changed func(ctx context.Context, events []*clientv3.Event) bool
-	// Resync tells that changes up to a revision may be missing.
-	Resync func(ctx context.Context, rev int64) bool
+	// Resync tells that changes up to a revision may be missing; anew, that the store is not the one that
+	// it was: it was replaced, or put back.
+	Resync func(ctx context.Context, rev int64, anew bool) bool
 }
 
 // watch is one reader's watch.
@@ -81,8 +82,8 @@ func (s *Store) Watch(ctx context.Context, from store.Revision, kinds ...model.K
 			}
 			return true
 		},
-		Resync: func(ctx context.Context, rev int64) bool {
-			return Send(ctx, out, store.Event{Type: store.EventResync, Revision: store.Revision(rev)})
+		Resync: func(ctx context.Context, rev int64, anew bool) bool {
+			return Send(ctx, out, store.Event{Type: store.EventResync, Revision: store.Revision(rev), Anew: anew})
 		},
 	}, func() { close(out) })
 	if err != nil {
@@ -223,7 +224,7 @@ func (w *watch) resync(ctx context.Context, reason string) error {
 		return err // the next attempt runs into the same compaction and comes back here
 	}
 	w.s.log.Info("the store must be read anew", "revision", rev, "reason", reason)
-	if !w.Resync(ctx, rev) {
+	if !w.Resync(ctx, rev, rev < w.from || w.cluster != 0 && cluster != w.cluster) {
 		return errEnough
 	}
 	w.from, w.cluster = rev, cluster

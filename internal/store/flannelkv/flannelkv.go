@@ -1,7 +1,7 @@
 // Package flannelkv is a store.Store over Flannel's etcd layout, so that Heddle agents and flanneld
 // share one network: <prefix>/config is the pools, <prefix>/subnets/<key> a node's blocks and how it is
-// reached. What has no place there (nodes as Heddle knows them, heartbeats) stands under
-// <prefix>/x-heddle, where flanneld does not look.
+// reached. What has no place there (nodes as Heddle knows them, heartbeats, what policy is about) stands
+// under <prefix>/x-heddle, where flanneld does not look.
 //
 // As Flannel does, it tells nodes apart by their public address: a subnet belongs to the registered
 // node that has its PublicIP, or else to a flanneld, which is shown as a node named after that address.
@@ -9,9 +9,11 @@
 package flannelkv
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,7 +37,7 @@ const (
 
 // Store is a network that may be shared with flanneld.
 type Store struct {
-	inner  *etcd.Store // under side: nodes, heartbeats
+	inner  *etcd.Store // under side: nodes, and all kinds that are besides
 	client *clientv3.Client
 	prefix string
 	log    *slog.Logger
@@ -79,6 +81,11 @@ func (s *Store) span() (first, last string) {
 	return s.configKey(), clientv3.GetPrefixRangeEnd(s.nodeFolder())
 }
 
+// besides reports whether Flannel's layout says nothing of a kind, so that it is filed as in any etcd.
+func besides(kind model.Kind) bool {
+	return kind == model.KindHeartbeat || kind == model.KindEndpoint || kind == model.KindResource
+}
+
 // PutConfig files a net-conf.json as the network's configuration, for Heddle and flanneld alike. One
 // that Heddle cannot carry is refused.
 func (s *Store) PutConfig(ctx context.Context, netConf []byte) error {
@@ -96,7 +103,7 @@ func (s *Store) Get(ctx context.Context, kind model.Kind, key string) (store.Ite
 	if err := store.CheckKey(kind, key); err != nil {
 		return store.Item{}, err
 	}
-	if kind == model.KindHeartbeat {
+	if besides(kind) {
 		return s.inner.Get(ctx, kind, key)
 	}
 	st, _, err := s.load(ctx, 0)
@@ -114,7 +121,7 @@ func (s *Store) List(ctx context.Context, kind model.Kind) ([]store.Item, store.
 	if err := store.CheckKey(kind, "any"); err != nil {
 		return nil, 0, err
 	}
-	if kind == model.KindHeartbeat {
+	if besides(kind) {
 		return s.inner.List(ctx, kind)
 	}
 	st, rev, err := s.load(ctx, 0)
@@ -128,6 +135,24 @@ func (s *Store) List(ctx context.Context, kind model.Kind) ([]store.Item, store.
 		}
 	}
 	return items, store.Revision(rev), nil
+}
+
+// Keys implements store.Store.
+func (s *Store) Keys(ctx context.Context, kind model.Kind, prefix string) ([]store.KeyRevision, error) {
+	if err := store.CheckKey(kind, cmp.Or(prefix, "any")); err != nil {
+		return nil, err
+	}
+	if besides(kind) {
+		return s.inner.Keys(ctx, kind, prefix)
+	}
+	items, _, err := s.List(ctx, kind)
+	var keys []store.KeyRevision
+	for _, it := range items {
+		if strings.HasPrefix(it.Object.Key(), prefix) {
+			keys = append(keys, store.KeyRevision{Key: it.Object.Key(), Revision: it.Revision})
+		}
+	}
+	return keys, err
 }
 
 // Close implements store.Store.

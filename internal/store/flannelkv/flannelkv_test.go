@@ -411,3 +411,21 @@ func TestTwoNodesCannotShareAnAddress(t *testing.T) {
 		t.Fatalf("error %v, want one about address", err)
 	}
 }
+
+func TestPolicyIsBeyondWhatTheNetworksWatchSpans(t *testing.T) {
+	n := open(t, server(t), "", netConf4)
+	ctx := limited(t)
+	for _, o := range []model.Object{storetest.Endpoint(1, "node-1"), storetest.Resource(1)} {
+		_, err := n.Put(ctx, o, 0)
+		ok(t, err)
+		key := n.prefix + "/x-heddle/security/" + string(o.Kind()) + "/" + o.Key()
+		resp, err := n.Client().Get(ctx, key)
+		ok(t, err)
+		if len(resp.Kvs) != 1 {
+			t.Errorf("%s is not there", key)
+		}
+		if end := clientv3.GetPrefixRangeEnd(n.prefix + "/x-heddle/nodes/"); key < end {
+			t.Errorf("%s is before %s", key, end)
+		}
+	}
+}

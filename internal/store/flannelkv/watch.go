@@ -42,25 +42,33 @@ func (s *Store) Watch(ctx context.Context, from store.Revision, kinds ...model.K
 	out := make(chan store.Event, 64)
 	var parts sync.WaitGroup
 	ended := func() { cancel(); parts.Done() }
-	if slices.Contains(kinds, model.KindHeartbeat) {
-		beats, err := s.inner.Watch(ctx, from, model.KindHeartbeat)
+	var others, shared []model.Kind
+	for _, k := range kinds {
+		if besides(k) {
+			others = append(others, k)
+		} else {
+			shared = append(shared, k)
+		}
+	}
+	if len(others) > 0 {
+		events, err := s.inner.Watch(ctx, from, others...)
 		if err != nil {
 			cancel()
 			return nil, err
 		}
 		parts.Go(func() {
-			for e := range beats {
+			for e := range events {
 				if !etcd.Send(ctx, out, e) {
 					break
 				}
 			}
 			cancel()
-			for range beats { // until it is closed
+			for range events { // until it is closed
 			}
 		})
 	}
-	if slices.ContainsFunc(kinds, func(k model.Kind) bool { return k != model.KindHeartbeat }) {
-		w := &watch{s: s, kinds: slices.Clone(kinds), from: int64(from), out: out}
+	if len(shared) > 0 {
+		w := &watch{s: s, kinds: shared, from: int64(from), out: out}
 		first, last := s.span()
 		parts.Add(1)
 		if err := s.inner.Follow(ctx, w.from, first, last, etcd.Follower{Changed: w.changed, Resync: w.resync}, ended); err != nil {
@@ -89,7 +97,7 @@ func (w *watch) begin(ctx context.Context) bool {
 			w.take(st)
 			return true
 		case errors.Is(err, rpctypes.ErrCompacted) || errors.Is(err, rpctypes.ErrFutureRev):
-			return w.resync(ctx, 0)
+			return w.resync(ctx, 0, false)
 		}
 		if !store.Pause(ctx, time.Second) {
 			return false
@@ -163,13 +171,13 @@ func (w *watch) tell(ctx context.Context, rev store.Revision) bool {
 	return true
 }
 
-func (w *watch) resync(ctx context.Context, _ int64) bool {
+func (w *watch) resync(ctx context.Context, _ int64, anew bool) bool {
 	for {
 		st, rev, err := w.s.load(ctx, 0)
 		if err == nil {
 			w.take(st)
 			w.from = rev
-			return etcd.Send(ctx, w.out, store.Event{Type: store.EventResync, Revision: store.Revision(rev)})
+			return etcd.Send(ctx, w.out, store.Event{Type: store.EventResync, Revision: store.Revision(rev), Anew: anew})
 		}
 		if !store.Pause(ctx, time.Second) {
 			return false

@@ -26,6 +26,8 @@ func (s *Store) Put(ctx context.Context, o model.Object, at store.Revision) (sto
 		return 0, err
 	}
 	switch o := o.(type) {
+	case *model.Endpoint, *model.Resource:
+		return s.inner.Put(ctx, o, at)
 	case *model.Heartbeat:
 		rev, err := s.inner.Put(ctx, o, at)
 		if err == nil {
@@ -48,7 +50,7 @@ func (s *Store) Delete(ctx context.Context, kind model.Kind, key string, at stor
 	if err := store.CheckKey(kind, key); err != nil {
 		return err
 	}
-	if kind == model.KindHeartbeat {
+	if besides(kind) {
 		return s.inner.Delete(ctx, kind, key, at)
 	}
 	_, err := s.retry(ctx, func(st *state, _ int64) (*write, error) {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/heddle-net/heddle/internal/model"
@@ -106,6 +107,26 @@ func (s *Store) List(ctx context.Context, kind model.Kind) ([]store.Item, store.
 	}
 	slices.SortFunc(items, func(a, b store.Item) int { return cmp.Compare(a.Object.Key(), b.Object.Key()) })
 	return items, s.revision, nil
+}
+
+// Keys implements store.Store.
+func (s *Store) Keys(ctx context.Context, kind model.Kind, prefix string) ([]store.KeyRevision, error) {
+	if err := store.CheckKey(kind, cmp.Or(prefix, "any")); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(ctx); err != nil {
+		return nil, err
+	}
+	var keys []store.KeyRevision
+	for k, v := range s.objects {
+		if k.kind == kind && strings.HasPrefix(k.key, prefix) {
+			keys = append(keys, store.KeyRevision{Key: k.key, Revision: v.revision})
+		}
+	}
+	slices.SortFunc(keys, func(a, b store.KeyRevision) int { return cmp.Compare(a.Key, b.Key) })
+	return keys, nil
 }
 
 // Put implements store.Store.

@@ -3,6 +3,7 @@ package storetest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -39,6 +40,9 @@ var nodePromises = []promise{
 	{"WatchEndsWithItsContext", watchEndsWithContext},
 	{"CloseEndsWatchesAndRequests", closeEnds},
 	{"CanceledContextIsRefused", canceledContext},
+	{"EndpointsAndResourcesAreFiled", policyFiled},
+	{"EndpointsAndResourcesAreWatchedInOneOrder", watchPolicy},
+	{"KeysAreThoseOfAPrefix", keysOfPrefix},
 }
 
 var otherPromises = []promise{
@@ -102,6 +106,24 @@ func Block(i int, node string) *model.Block {
 // Pool makes the pool of Block.
 func Pool() *model.Pool {
 	return &model.Pool{Name: "a", CIDR: netip.MustParsePrefix("10.128.0.0/9"), BlockSize: 24, Path: model.PathDirect, Encap: model.EncapNever}
+}
+
+// Endpoint makes a valid endpoint of a node.
+func Endpoint(i int, node string) *model.Endpoint {
+	return &model.Endpoint{
+		Node: node, Link: fmt.Sprintf("hd%012x", i), Namespace: fmt.Sprintf("ns-%d", i%100), Name: fmt.Sprintf("web-%d", i),
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 128 + byte(i>>16), byte(i >> 8), byte(i)})},
+		Labels:    map[string]string{"app": fmt.Sprintf("app-%d", i%50), "tier": "web"},
+	}
+}
+
+// Resource makes a valid resource.
+func Resource(i int) *model.Resource {
+	name := fmt.Sprintf("policy-%d", i)
+	return &model.Resource{
+		APIVersion: "networking.k8s.io/v1", Type: "NetworkPolicy", Namespace: "dev", Name: name,
+		Body: json.RawMessage(fmt.Sprintf(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"namespace":"dev","name":%q},"spec":{"podSelector":{}}}`, name)),
+	}
 }
 
 func ok(t *testing.T, err error) {
