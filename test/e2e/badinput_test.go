@@ -191,24 +191,26 @@ func (c *badCase) problem(expected string) string {
 		return fmt.Errorf("ready %t %s, problems %v", s.Ready, s.Reason, s.Problems)
 	})
 	c.ready()
-	var shown strings.Builder
-	s := c.status()
-	for _, pr := range s.Problems {
-		if pr.Code == code {
-			_, _ = fmt.Fprintf(&shown, "  %s  %s\n      try: %s\n", pr.Severity, pr, pr.Next)
+	shown := ""
+	eventually(c.t, 30*time.Second, "heddle status prints it", func() error { // the two looks may meet a change
+		shown = ""
+		for _, pr := range c.status().Problems {
+			if pr.Code == code {
+				shown += fmt.Sprintf("  %s  %s\n      try: %s\n", pr.Severity, pr, pr.Next)
+			}
 		}
-	}
-	text, exit := c.sh("heddle status --run-dir run")
-	if exit != 0 || !strings.Contains(text, shown.String()) {
-		c.t.Errorf("heddle status: exit %d:\n%swant in it:\n%s", exit, text, shown.String())
-	}
+		if text := c.must("heddle status --run-dir run"); shown == "" || !strings.Contains(text, shown) {
+			return fmt.Errorf("got\n%swant in it:\n%s", text, shown)
+		}
+		return nil
+	})
 	after := c.everything()
 	_, marked := section(c.ar, "marked")
 	c.unchanged(before, after, &marked)
 	if now := c.stored(); !marked && now != stored {
 		c.t.Errorf("the store changed from\n%sto\n%s", stored, now)
 	}
-	return c.normal(shown.String())
+	return c.normal(shown)
 }
 
 // ready waits until the agent says of itself what the case tells.
@@ -255,20 +257,19 @@ func (c *badCase) unchanged(before, after string, mayAdd *bool) {
 	}
 }
 
-// everything is what both kernels hold; where an agent works, once it has come to rest.
+// everything is what both kernels hold, once they have come to rest.
 func (c *badCase) everything() string {
 	c.t.Helper()
-	if _, ok := section(c.ar, "agent"); ok {
-		return settled(c.t, c.ns) + kernel(c.t, c.pod)
-	}
-	return kernel(c.t, c.ns) + kernel(c.t, c.pod)
+	return settled(c.t, c.ns) + settled(c.t, c.pod)
 }
 
 func (c *badCase) stored() string {
 	if c.store == nil {
 		return ""
 	}
-	return stored(c.t, c.store, model.KindPool, model.KindNode, model.KindBlock)
+	return atRest(c.t, "the store", func() string { // an agent registers after its pass
+		return stored(c.t, c.store, model.KindPool, model.KindNode, model.KindBlock)
+	})
 }
 
 func (c *badCase) waitReady() {

@@ -6,14 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/heddle-net/heddle/internal/agent"
 	"github.com/heddle-net/heddle/internal/lab"
 	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/test/harness"
 )
 
 // load is a TCP stream and 100 pings per second between two pods, in both families.
@@ -190,21 +193,7 @@ func TestRestartDropsNothing(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		for _, n := range l.Nodes() {
 			time.Sleep(500 * time.Millisecond)
-			before, err := l.Node(n).AgentPID()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := l.KillAgent(n, sig); err != nil {
-				t.Fatal(err)
-			}
-			eventually(t, 20*time.Second, "agent is back and ready", func() error {
-				s, err := l.Status(ctx, n)
-				now, perr := l.Node(n).AgentPID()
-				if err = errors.Join(err, perr); err == nil && (now == before || !s.Ready) {
-					err = fmt.Errorf("process %d, was %d, ready %v: %s", now, before, s.Ready, s.Reason)
-				}
-				return err
-			})
+			restart(ctx, t, l, n, sig)
 		}
 	}
 	if err := l.KillStore("n1", syscall.SIGKILL); err != nil {
@@ -228,6 +217,34 @@ func TestRestartDropsNothing(t *testing.T) {
 	reach(ctx, t, l)
 }
 
+// restart ends a node's agent by a signal and waits until the next one is ready. What the status says is
+// taken from that one: the old may still answer for a moment.
+func restart(ctx context.Context, t *testing.T, l *lab.Lab, node string, sig syscall.Signal) {
+	t.Helper()
+	before, err := l.Node(node).AgentPID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.KillAgent(node, sig); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, node+"'s agent is back and ready", func() error {
+		now, err := l.Node(node).AgentPID()
+		if err != nil || now == before {
+			return fmt.Errorf("process %d, was %d: %v", now, before, err)
+		}
+		return isReady(ctx, l, node)
+	})
+}
+
+func isReady(ctx context.Context, l *lab.Lab, node string) error {
+	s, err := l.Status(ctx, node)
+	if err == nil && !s.Ready {
+		err = fmt.Errorf("%s is not ready: %s", node, s.Reason)
+	}
+	return err
+}
+
 // TestPodsAreAddedWhileTheStoreIsAway, also by an agent that starts without it.
 func TestPodsAreAddedWhileTheStoreIsAway(t *testing.T) {
 	ctx, l := up(t, "two-segments", mixed)
@@ -237,16 +254,7 @@ func TestPodsAreAddedWhileTheStoreIsAway(t *testing.T) {
 	if _, err := l.AddPod(ctx, "n2", "while-away"); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.KillAgent("n3", syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, 30*time.Second, "n3 is ready without the store", func() error {
-		s, err := l.Status(ctx, "n3")
-		if err == nil && !s.Ready {
-			err = fmt.Errorf("not ready: %s", s.Reason)
-		}
-		return err
-	})
+	restart(ctx, t, l, "n3", syscall.SIGKILL)
 	if _, err := l.AddPod(ctx, "n3", "after-restart"); err != nil {
 		t.Fatal(err)
 	}
@@ -264,6 +272,60 @@ func TestPodsAreAddedWhileTheStoreIsAway(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestStartWithoutTheStoreFromAnOldMemoryTakesNoWayAway: what an agent remembers of the cluster may be older
+// than its kernel, when it was killed soon after a change. The pods of a node that it does not remember stay
+// in reach.
+func TestStartWithoutTheStoreFromAnOldMemoryTakesNoWayAway(t *testing.T) {
+	ctx, l := up(t, "two-segments", mixed)
+	service := func(do func(context.Context, string, string) error, node, service string) {
+		t.Helper()
+		if err := do(ctx, node, service); err != nil {
+			t.Fatal(err)
+		}
+	}
+	memory, err := l.Node("n3").File("/var/lib/heddle/ledger.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	peers := func(want ...string) func() error {
+		return func() error {
+			s, err := l.Status(ctx, "n3")
+			have := map[string]bool{}
+			for _, p := range s.Peers {
+				have[p.Node] = p.State == agent.PeerUp
+			}
+			if err == nil && (len(have) != len(want) || slices.ContainsFunc(want, func(n string) bool { return !have[n] })) {
+				err = fmt.Errorf("n3 has peers %v, want %v", s.Peers, want)
+			}
+			return err
+		}
+	}
+	service(l.StopService, "n2", "agent")
+	run(ctx, t, l, "n1", "heddle", "node", "remove", "n2", "--force")
+	eventually(t, 30*time.Second, "n3 has forgotten n2", peers("n1"))
+	service(l.StopService, "n3", "agent")
+	harness.Run(t, "cp", memory, memory+".old")
+	service(l.StartService, "n2", "agent")
+	service(l.StartService, "n3", "agent")
+	eventually(t, 30*time.Second, "n3 has n2 again", peers("n1", "n2"))
+	eventually(t, 30*time.Second, "n1 and n2 have each other", func() error {
+		return errors.Join(isReady(ctx, l, "n2"), pathsAre(ctx, l, "n1", map[string]model.Path{"n2": model.PathDirect}), pathsAre(ctx, l, "n2", map[string]model.Path{"n1": model.PathDirect, "n3": model.PathVXLAN}))
+	})
+
+	service(l.StopService, "n3", "agent")
+	service(l.StopService, "n1", "store")
+	harness.Run(t, "mv", memory+".old", memory)
+	service(l.StartService, "n3", "agent")
+	eventually(t, 30*time.Second, "n3 is ready without the store", func() error { return isReady(ctx, l, "n3") })
+	if err := peers("n1")(); err != nil {
+		t.Errorf("nothing is tested: %v", err)
+	}
+	if _, err := l.AddPod(ctx, "n3", "new"); err != nil {
+		t.Fatal(err)
+	}
+	reach(ctx, t, l)
 }
 
 // TestChangedNodeAddressIsFollowed: republished, and the peers send to the new one.

@@ -41,7 +41,19 @@ func newHost(t *testing.T) *host {
 	h := newBareHost(t)
 	h.must("ip link add eth0 type veth peer name far0; ip link set eth0 addrgenmode none; ip link set far0 addrgenmode none; " +
 		"ip addr add 192.168.0.1/24 dev eth0; ip link set far0 up; ip link set eth0 up")
+	h.carrier()
 	return h
+}
+
+// carrier waits until the uplink carries packets: the kernel says so a moment after both ends are up.
+func (h *host) carrier() {
+	h.t.Helper()
+	eventually(h.t, 30*time.Second, "eth0 has carrier", func() error {
+		if out := h.must("ip -o link show"); strings.Contains(out, "NO-CARRIER") || strings.Contains(out, "LOWERLAYERDOWN") {
+			return errors.New(out)
+		}
+		return nil
+	})
 }
 
 // newBareHost makes a host without an uplink.
@@ -114,8 +126,7 @@ func (h *host) start(script string) *program {
 	h.t.Cleanup(func() {
 		p.stop()
 		if h.t.Failed() {
-			text := p.out.String()
-			h.t.Logf("%s printed:\n%s", script, text[max(0, len(text)-4<<10):])
+			h.t.Logf("%s printed:\n%s", script, harness.Tail(p.out.String()))
 		}
 	})
 	return p
@@ -220,20 +231,32 @@ grep -r . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /pr
 
 var timerRE = regexp.MustCompile(` (\w+_timer +[0-9.]+|expires \w+)`)
 
-// settled prints a kernel once it has stopped to change.
+// settled prints a kernel once it has come to rest. A tentative address is none: within two seconds the
+// kernel finds no duplicate, and makes its route.
 func settled(t *testing.T, ns string) string {
 	t.Helper()
-	last := kernel(t, ns)
-	for range 50 {
+	return atRest(t, "the kernel of "+ns, func() string { return kernel(t, ns) }, " tentative ")
+}
+
+// atRest looks until it sees the same twice in a row, and nothing in it that is on its way.
+func atRest(t *testing.T, what string, look func() string, onItsWay ...string) string {
+	t.Helper()
+	now := look()
+	eventually(t, 30*time.Second, what+" comes to rest", func() error {
 		time.Sleep(150 * time.Millisecond)
-		now := kernel(t, ns)
-		if now == last {
-			return now
+		last := now
+		now = look()
+		for _, word := range onItsWay {
+			if strings.Contains(now, word) {
+				return fmt.Errorf("something is%s", word)
+			}
 		}
-		last = now
-	}
-	t.Fatalf("the kernel of %s does not come to rest:\n%s", ns, last)
-	return ""
+		if now != last {
+			return fmt.Errorf("gone %q, added %q", lines(last, now), lines(now, last))
+		}
+		return nil
+	})
+	return now
 }
 
 // lines lists what is in one text and not in the other.

@@ -68,10 +68,7 @@ func showLogs(t *testing.T, l *lab.Lab) {
 		if err != nil {
 			continue
 		}
-		if len(text) > 4<<10 {
-			text = text[len(text)-4<<10:]
-		}
-		t.Logf("agent of %s:\n%s", n, text)
+		t.Logf("agent of %s:\n%s", n, harness.Tail(string(text)))
 	}
 }
 

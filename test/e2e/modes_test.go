@@ -44,7 +44,7 @@ func TestEveryModeCarriesPackets(t *testing.T) {
 // onTheWire pings once under a capture of the uplink that sees nothing but this ping's way out.
 func onTheWire(ctx context.Context, t *testing.T, l *lab.Lab, from, to lab.Pod, f model.Family, want string) {
 	t.Helper()
-	filter := "icmp"
+	filter := "icmp[0] == 8"
 	if f == model.IPv6 {
 		filter = "ip6[40] == 128"
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -63,9 +64,12 @@ func TestOperatorOfPlainHostsGetsANetwork(t *testing.T) {
 	harness.Run(t, "ip", "netns", "exec", podA, "ping", "-c3", "-i0.1", "-W5", addrB.String())
 	harness.Run(t, "ip", "netns", "exec", podB, "ping", "-c3", "-i0.1", "-W5", addrA.String())
 
-	if out := a.must("heddle status --run-dir run"); !strings.Contains(out, "no problems") || !strings.Contains(out, addrA.String()) {
-		t.Errorf("heddle status:\n%s", out)
-	}
+	eventually(t, 30*time.Second, "heddle status has the pod, and no problems", func() error {
+		if out := a.must("heddle status --run-dir run"); !strings.Contains(out, "no problems") || !strings.Contains(out, addrA.String()) {
+			return errors.New(out)
+		}
+		return nil
+	})
 	list := strings.Fields(a.must("heddle node list --config heddle.yaml"))
 	for _, h := range []*host{a, b} {
 		s := h.status()
@@ -118,7 +122,7 @@ func planOfAnotherNetworkChangesNothing(t *testing.T, h *host) {
 		t.Errorf("the network's own net-conf.json makes a difference:\n%s", out)
 	}
 	if got := settled(t, h.ns); got != dump {
-		t.Errorf("a question changed the kernel: gone %v, added %v", lines(dump, got), lines(got, dump))
+		t.Errorf("a question changed the kernel: gone %q, added %q", lines(dump, got), lines(got, dump))
 	}
 	if got := network(); got != pools {
 		t.Errorf("a question changed the store from\n%sto\n%s", pools, got)

@@ -117,7 +117,7 @@ func Start(tb testing.TB, name string, args ...string) *exec.Cmd {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if tb.Failed() {
-			tb.Logf("%s %s printed:\n%s", name, strings.Join(args, " "), out.tail(8<<10))
+			tb.Logf("%s %s printed:\n%s", name, strings.Join(args, " "), Tail(out.String()))
 		}
 	})
 	return cmd
@@ -134,14 +134,26 @@ func (l *lockedBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-func (l *lockedBuffer) tail(n int) string {
+func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.b.Bytes()
-	if len(b) > n {
-		b = b[len(b)-n:]
+	return l.b.String()
+}
+
+// tailSize is how much of a program's output is shown when a test fails: what the test itself says must
+// not drown in it.
+const tailSize = 1 << 10
+
+// Tail is the end of a program's output, in whole lines of at most a kilobyte together.
+func Tail(text string) string {
+	if len(text) <= tailSize {
+		return text
 	}
-	return string(b)
+	text = text[len(text)-tailSize:]
+	if _, rest, ok := strings.Cut(text, "\n"); ok {
+		text = rest
+	}
+	return "…\n" + text
 }
 
 // Wait asks until ok is true, for at most the limit, and returns how long it took.
