@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 
 	kjson "sigs.k8s.io/json"
@@ -69,6 +70,9 @@ func decode(r *model.Resource) (object, error) {
 	if !ok || !Knows(r) {
 		return nil, &model.FieldError{Noun: r.String(), Field: "kind", Value: r.APIVersion + " " + r.Type, Want: "a kind of policy of " + Group + "/v3"}
 	}
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
 	o := kind.empty()
 	strict, err := kjson.UnmarshalStrict(r.Body, o)
 	if err != nil {
@@ -94,6 +98,7 @@ func decode(r *model.Resource) (object, error) {
 	case !kind.namespaced && r.Namespace != "":
 		return nil, &model.FieldError{Noun: r.String(), Field: "metadata.namespace", Value: r.Namespace, Want: "nothing: a " + r.Type + " is in no namespace"}
 	}
+	m.Namespace = r.Namespace
 	return o, nil
 }
 
@@ -121,7 +126,9 @@ func strictError(r *model.Resource, err error) error {
 // formError words JSON of the wrong shape.
 func formError(r *model.Resource, err error) error {
 	if t, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		field := t.Field
+		// The Go names of embedded structs are in the path; fields in JSON start with a small letter.
+		path := slices.DeleteFunc(strings.Split(t.Field, "."), func(s string) bool { return s == "" || 'A' <= s[0] && s[0] <= 'Z' })
+		field := strings.Join(path, ".")
 		if field == "" {
 			field = "body"
 		}
