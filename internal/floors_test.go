@@ -52,7 +52,7 @@ var sideways = map[string][]string{
 	"internal/kernel/flow":              {"internal/kernel"},
 	"internal/policy":                   {"internal/selector"},
 	"internal/dialect/kube":             {"internal/policy", "internal/selector"},
-	"internal/dialect/calico":           {"internal/policy", "internal/selector"},
+	"internal/dialect/calico":           {"internal/policy", "internal/selector", "internal/dialect/kube"},
 	"internal/why":                      {"internal/policy"},
 }
 
