@@ -24,16 +24,19 @@ type conf struct {
 	CNIVersion string
 	Name       string
 	DNS        types.DNS
+	// Labels of the workload; set by refuse.
+	Labels map[string]string
 
 	raw map[string]json.RawMessage
 }
 
-// Keys of the specification that say nothing to Heddle: "type" chose the plugin, "args" are for other
-// plugins unless refused below, "ipMasq" is what a pool decides, "socket" is the plugin's.
-var ignoredKeys = []string{"type", "args", "ipMasq", "disableCheck", "disableGC", "socket"}
+// Keys of the specification that say nothing to Heddle: "type" chose the plugin, "ipMasq" is what a pool
+// decides, "socket" is the plugin's.
+var ignoredKeys = []string{"type", "ipMasq", "disableCheck", "disableGC", "socket"}
 
-// keys that parseConf and the verbs read.
-var knownKeys = []string{"cniVersion", "name", "dns", "prevResult", "capabilities", "runtimeConfig", "ipam"}
+// keys that parseConf and the verbs read; of "args", what is read or refused below, the rest is for other
+// plugins.
+var knownKeys = []string{"cniVersion", "name", "dns", "args", "prevResult", "capabilities", "runtimeConfig", "ipam"}
 
 // parseConf decodes what every verb needs and checks the version. DEL and GC take a configuration as
 // lenient as that; the others call refuse as well.
@@ -98,7 +101,7 @@ func jsonReason(err error) string {
 // atLeast compares versions of wire.Versions, whose order is the order of their text.
 func (c *conf) atLeast(version string) bool { return c.CNIVersion >= version }
 
-// refuse names the first thing asked for that Heddle would ignore otherwise.
+// refuse names the first thing asked for that Heddle would ignore otherwise, or that makes no sense.
 func (c *conf) refuse() *Error {
 	for _, key := range slices.Sorted(maps.Keys(c.raw)) {
 		if !slices.Contains(ignoredKeys, key) && !slices.Contains(knownKeys, key) && !strings.HasPrefix(key, "cni.dev/") {
@@ -134,7 +137,9 @@ func (c *conf) refuse() *Error {
 	if ips, ok := args.CNI["ips"]; ok && !empty(ips) {
 		return c.unsupported("args.cni.ips", ips, "it to be absent: addresses cannot be asked for")
 	}
-	return nil
+	labels, err := c.parseLabels(args.CNI["labels"])
+	c.Labels = labels
+	return err
 }
 
 func (c *conf) unsupported(field string, value []byte, want string) *Error {

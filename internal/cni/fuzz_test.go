@@ -8,6 +8,8 @@ import (
 	"os"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/util/validation"
+
 	"github.com/heddle-net/heddle/internal/cni/wire"
 	"github.com/heddle-net/heddle/internal/model"
 )
@@ -65,6 +67,7 @@ func FuzzConf(f *testing.F) {
 		`{"cniVersion":"1.1.0","name":"n","dns":{"nameservers":["a"]},"capabilities":{"x":true},"runtimeConfig":{"a":[1]}}`,
 		`{"cniVersion":"0.4.0","name":"n","prevResult":{"cniVersion":"0.4.0","interfaces":[{"name":"eth0","sandbox":"x"}],"ips":[{"version":"4","interface":0,"address":"10.1.1.2/24"}]}}`,
 		`{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":null}`,
+		`{"cniVersion":"1.1.0","name":"n","args":{"cni":{"labels":[{"key":"app","value":"web"},{"key":"example.org/tier","value":""}]}}}`,
 	} {
 		f.Add([]byte(conf))
 	}
@@ -76,6 +79,13 @@ func FuzzConf(f *testing.F) {
 		if c, err := parseConf(stdin); err == nil {
 			if addrs, err := c.prevAddresses("eth0"); err == nil && len(addrs) == 0 {
 				t.Error("a result without addresses was taken")
+			}
+			if c.refuse() == nil {
+				for k, v := range c.Labels {
+					if len(validation.IsQualifiedName(k))+len(validation.IsValidLabelValue(v)) > 0 {
+						t.Errorf("label %q=%q was taken", k, v)
+					}
+				}
 			}
 		}
 	})

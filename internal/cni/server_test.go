@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/cni/wire"
+	"github.com/heddle-net/heddle/internal/store/ledger"
 )
 
 var dawn = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -145,6 +147,29 @@ func TestManyAtOnceGetDifferentAddresses(t *testing.T) {
 	}
 	if len(seen) != 40 {
 		t.Errorf("%d addresses: want 40", len(seen))
+	}
+}
+
+func TestLabelsOfTheConfigurationStayOnRecord(t *testing.T) {
+	s := serve(t)
+	conf := `{"cniVersion":"1.1.0","name":"heddle","args":{"cni":{"labels":[{"key":"app","value":"web"},{"key":"example.org/canary","value":""}],"other":1}}}`
+	out, exit := plugin(t, request("ADD", "c1", netns(t), "HEDDLE_CNI_SOCKET="+s.socket, "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=dev;K8S_POD_NAME=web-1"), conf)
+	if exit != 0 {
+		t.Fatalf("exit %d: %s", exit, out)
+	}
+	s.stop()
+	path := s.ledger.Path()
+	if err := s.ledger.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := ledger.Open(path, ledger.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	w, ok := l.Get("c1/eth0")
+	if want := map[string]string{"app": "web", "example.org/canary": ""}; !ok || !maps.Equal(w.Labels, want) || w.Namespace != "dev" || w.Name != "web-1" {
+		t.Errorf("on record after a restart: %+v, want labels %v", w, want)
 	}
 }
 

@@ -109,6 +109,7 @@ func add(ctx context.Context, pods Pods, c *conf, r wire.Request, netns *os.File
 		Namespace:   p.namespace,
 		Name:        p.name,
 		Network:     c.Name,
+		Labels:      c.Labels,
 		Netns:       r.Netns,
 	}
 	a, err := pods.Add(ctx, w, netns)

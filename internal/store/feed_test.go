@@ -172,7 +172,9 @@ func TestFeedKeepsNoObjects(t *testing.T) {
 	}()
 	defer func() {
 		cancel()
-		_ = <-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}()
 	first := <-told
 	mustPut(t, s, storetest.Endpoint(1000, "node-1"))
