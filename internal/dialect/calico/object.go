@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -19,7 +20,14 @@ func Object(r *model.Resource) (policy.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	at := place{noun: r.String()}
+	meant, err := mean(place{noun: r.String()}, o)
+	if err != nil {
+		return nil, err // not what mean returned: that may be a nil pointer of some type
+	}
+	return meant, nil
+}
+
+func mean(at place, o object) (policy.Object, error) {
 	switch o := o.(type) {
 	case *NetworkPolicy:
 		return networkPolicy(at, o)
@@ -40,7 +48,7 @@ func Object(r *model.Resource) (policy.Object, error) {
 	case *HostEndpoint:
 		return hostEndpoint(at, o)
 	}
-	return nil, fmt.Errorf("%s: decoded as %T", at.noun, o) // a kind that decode knows and Object does not
+	return nil, fmt.Errorf("%s: decoded as %T", at.noun, o) // a kind that decode knows and this does not
 }
 
 // ref names an object. Calico's NetworkPolicy gets its group behind it, to be told from that of Kubernetes.
@@ -149,7 +157,7 @@ func hostEndpoint(at place, o *HostEndpoint) (*policy.HostEndpoint, error) {
 	if spec.InterfaceName == "" && len(spec.ExpectedIPs) == 0 {
 		return nil, in.field("interfaceName").bad("", "an interface's name or *, or else expectedIPs to find it by")
 	}
-	if spec.InterfaceName != "" && spec.InterfaceName != "*" && !model.ValidIfName(spec.InterfaceName) {
+	if name := spec.InterfaceName; name != "" && name != "*" && (!model.ValidIfName(name) || strings.Contains(name, "*")) {
 		return nil, in.field("interfaceName").bad(spec.InterfaceName, "an interface's name, or *")
 	}
 	for i, p := range spec.Profiles {

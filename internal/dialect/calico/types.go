@@ -210,10 +210,15 @@ func (p *Protocol) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// numberOrText is the text or the number; anything else stands in parentheses, which makes it neither a name nor
+// a number.
 func numberOrText(b []byte) string {
 	var s string
-	if json.Unmarshal(b, &s) == nil && string(b) != "null" {
+	switch {
+	case len(b) > 0 && (b[0] == '-' || '0' <= b[0] && b[0] <= '9'):
+		return string(b)
+	case len(b) > 0 && b[0] == '"' && json.Unmarshal(b, &s) == nil:
 		return s
 	}
-	return string(b)
+	return "(" + string(b) + ")"
 }
