@@ -366,18 +366,40 @@ func TestDownRemovesHalfAMadeLab(t *testing.T) {
 	}
 }
 
+// lateDeadline is a context whose time is over when somebody says so: how long the machines take to boot
+// is nobody's promise.
+type lateDeadline struct {
+	context.Context
+	passed chan struct{}
+}
+
+func (d lateDeadline) Done() <-chan struct{} { return d.passed }
+
+func (d lateDeadline) Err() error {
+	select {
+	case <-d.passed:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
 func TestUpThatFailsOrIsInterruptedCleansUp(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	failing := bareSpec(t, "flat")
 	failing.Bare, failing.CNI = false, "/dev/null" // the test's own binary never writes what an agent does
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if _, err := Up(ctx, failing); !strings.Contains(fmt.Sprint(err), "CNI configuration") {
+	late := lateDeadline{t.Context(), make(chan struct{})}
+	failing.Progress = func(_ time.Duration, step string) {
+		if strings.Contains(step, "agents run") {
+			time.AfterFunc(100*time.Millisecond, func() { close(late.passed) })
+		}
+	}
+	if _, err := Up(late, failing); !strings.Contains(fmt.Sprint(err), "CNI configuration") {
 		t.Errorf("got %v, want what the lab waited for", err)
 	}
 	interrupted := bareSpec(t, "flat")
-	ctx, cancel = context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := Up(ctx, interrupted); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/heddle-net/heddle/internal/agent"
 	"github.com/heddle-net/heddle/internal/lab"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/test/harness"
@@ -177,7 +178,8 @@ func waitReady(ctx context.Context, t *testing.T, l *lab.Lab, node string) {
 	t.Helper()
 	harness.Wait(t, time.Minute, node+" is ready", func() bool {
 		s, err := l.Status(ctx, node)
-		return err == nil && s.Ready && s.Store.Connected && len(s.Peers) >= 4
+		return err == nil && s.Ready && s.Store.Connected && len(s.Peers) >= 4 &&
+			!slices.ContainsFunc(s.Peers, func(p agent.PeerStatus) bool { return p.Path == "" })
 	})
 }
 
