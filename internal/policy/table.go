@@ -96,9 +96,18 @@ type Reason struct {
 	// Selecting are, when a tier's default decided, the policies of the tier that select the workload
 	// and of which no rule matched.
 	Selecting []Ref `json:"selecting,omitempty"`
-	// Staged marks what a staged policy would decide.
+	// Staged marks what would be decided if the staged policies were in force.
 	Staged bool `json:"staged,omitempty"`
+	// Builtin is set when no policy decided but one of the fixed rules did.
+	Builtin string `json:"builtin,omitempty"`
 }
+
+// The fixed rules of Reason.Builtin. Past the last tier there is no such text: Reason{Action: Allow}.
+const (
+	BuiltinOwnNode = "own node"                     // a node reaches the workloads on it
+	BuiltinItself  = "itself"                       // a workload reaches itself
+	BuiltinHost    = "host endpoint without policy" // a named host endpoint is closed where no policy opens it
+)
 
 // Source is what a local workload may send: frames from its interface with its MAC and one of its addresses.
 type Source struct {
@@ -116,6 +125,7 @@ type Table struct {
 	L4         map[L4Key]Decision
 	Base       map[Row]Decision
 	Sources    map[Source]struct{}
+	indexed    *indexed // by Apply and by a Compiler; not needed
 }
 
 // Change is the difference between two states of one map. A key whose value changed is in Put only.

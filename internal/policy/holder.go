@@ -1,0 +1,185 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// holder is something that has addresses: a workload, a host endpoint, a network set; and what a predicate
+// names itself, such as a list of nets, the own node, or the endpoints of a service.
+type holder struct {
+	class *class // nil: fixed says what is true of it
+	pos   int    // in class.holders
+	local bool   // a workload or host endpoint that is policed here
+	dirty bool   // its class is to be found anew
+	addrs []*address
+	wide  *wide
+}
+
+// wide is what few holders have.
+type wide struct {
+	fixed facts
+	nets  []netip.Prefix // those of more than one address; masked, without duplicates
+}
+
+// facts is what is true of every address of the holder.
+func (h *holder) facts() facts {
+	if h.class != nil {
+		return h.class.facts
+	}
+	if h.wide != nil {
+		return h.wide.fixed
+	}
+	return nil
+}
+
+// address is one address that some holder has.
+type address struct {
+	addr  netip.Addr
+	group *group  // what is true of it
+	net   *group  // what is true of the range around it
+	owner *holder // one of them; the others are in book.more
+	pos   int32   // in group.members
+	dirty bool    // its group is to be found anew
+	found bool    // net is known
+}
+
+// book knows all addresses.
+type book struct {
+	all   map[netip.Addr]*address
+	more  map[*address][]*holder
+	dirty []*address
+	wide  map[*holder]struct{} // holders with nets
+	// netsDirty: the nets, or what is true of them, changed.
+	netsDirty bool
+}
+
+func newBook() book {
+	return book{all: map[netip.Addr]*address{}, more: map[*address][]*holder{}, wide: map[*holder]struct{}{}}
+}
+
+func (b *book) touch(a *address) {
+	if !a.dirty {
+		a.dirty = true
+		b.dirty = append(b.dirty, a)
+	}
+}
+
+// touchHolder says that what is true of the holder's addresses may have changed.
+func (b *book) touchHolder(h *holder) {
+	for _, a := range h.addrs {
+		b.touch(a)
+	}
+	if h.wide != nil && len(h.wide.nets) > 0 {
+		b.netsDirty = true
+	}
+}
+
+// give makes the addresses and nets those of the holder.
+func (b *book) give(h *holder, addrs []netip.Addr, nets []netip.Prefix) {
+	h.addrs = make([]*address, 0, len(addrs))
+	for _, n := range addrs {
+		a := b.all[n]
+		switch {
+		case a == nil:
+			a = &address{addr: n, owner: h}
+			b.all[n] = a
+		case a.owner == nil:
+			a.owner = h
+		case a.owner == h || slices.Contains(b.more[a], h):
+			continue
+		default:
+			b.more[a] = append(b.more[a], h)
+		}
+		h.addrs = append(h.addrs, a)
+		b.touch(a)
+	}
+	if len(nets) > 0 {
+		if h.wide == nil {
+			h.wide = &wide{}
+		}
+		h.wide.nets = nets
+		b.wide[h] = struct{}{}
+		b.netsDirty = true
+	}
+}
+
+// take is the opposite of give. Addresses without owners go when their group is found anew.
+func (b *book) take(h *holder) {
+	for _, a := range h.addrs {
+		if a.owner == h {
+			a.owner = nil
+			if m := b.more[a]; len(m) > 0 {
+				a.owner = m[0]
+				b.setMore(a, m[1:])
+			}
+		} else {
+			b.setMore(a, slices.DeleteFunc(b.more[a], func(o *holder) bool { return o == h }))
+		}
+		b.touch(a)
+	}
+	h.addrs = nil
+	if h.wide != nil && len(h.wide.nets) > 0 {
+		h.wide.nets = nil
+		delete(b.wide, h)
+		b.netsDirty = true
+	}
+}
+
+func (b *book) setMore(a *address, m []*holder) {
+	if len(m) == 0 {
+		delete(b.more, a)
+	} else {
+		b.more[a] = m
+	}
+}
+
+// owners calls f for every holder of the address.
+func (b *book) owners(a *address, f func(*holder)) {
+	if a.owner != nil {
+		f(a.owner)
+	}
+	if len(b.more) > 0 {
+		for _, h := range b.more[a] {
+			f(h)
+		}
+	}
+}
+
+// split canonicalises nets: those of one address, and the others; invalid ones are left out.
+func split(nets []netip.Prefix) (single []netip.Addr, wide []netip.Prefix) {
+	all := make([]netip.Prefix, 0, len(nets))
+	for _, p := range nets {
+		if p = p.Masked(); p.IsValid() {
+			all = append(all, p)
+		}
+	}
+	slices.SortFunc(all, comparePrefix)
+	for _, p := range slices.Compact(all) {
+		if p.IsSingleIP() {
+			single = append(single, p.Addr())
+		} else {
+			wide = append(wide, p)
+		}
+	}
+	return single, wide
+}
+
+// comparePrefix puts a prefix before those in it.
+func comparePrefix(a, b netip.Prefix) int {
+	if c := a.Addr().Compare(b.Addr()); c != 0 {
+		return c
+	}
+	return a.Bits() - b.Bits()
+}
+
+// usableAddrs leaves out what is no address, zones and duplicates.
+func usableAddrs(in []netip.Addr) []netip.Addr {
+	out := make([]netip.Addr, 0, len(in))
+	for _, a := range in {
+		if a = a.WithZone(""); a.IsValid() && (len(in) == 1 || len(in) > 16 || !slices.Contains(out, a)) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
