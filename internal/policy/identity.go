@@ -166,7 +166,7 @@ func (s *identities) settle() (changed []*group) {
 		}
 	}
 	s.stale = s.stale[:0]
-	// The weightiest moves choose first.
+	// The weightiest moves choose first. An identity that others join is not left.
 	slices.SortFunc(order, func(a, b string) int {
 		return cmp.Or(cmp.Compare(moves[b].weight, moves[a].weight), cmp.Compare(a, b))
 	})
@@ -180,7 +180,8 @@ func (s *identities) settle() (changed []*group) {
 		s.by[text] = to
 		s.fresh = append(s.fresh, to)
 		for _, g := range m.groups {
-			if from := g.identity; from != nil && from.num != 0 && leaving[from] == from.groups && !inherited[from] {
+			// An identity that others join in this round keeps its number.
+			if from := g.identity; from != nil && from.num != 0 && leaving[from] == from.groups && !inherited[from] && moves[from.text] == nil {
 				inherited[from] = true
 				to.num = from.num
 				break
@@ -210,18 +211,13 @@ func (s *identities) settle() (changed []*group) {
 		}
 	}
 	// What everybody left is gone; its number is free unless somebody inherited it.
-	kept := s.dead[:0]
+	s.dead = slices.DeleteFunc(s.dead, func(i *identity) bool { return i.groups > 0 })
 	for _, i := range s.dead {
-		if i.groups > 0 || s.by[i.text] != i {
-			continue
-		}
 		delete(s.by, i.text)
 		if !inherited[i] {
 			s.numbers.give(uint32(i.num))
 		}
-		kept = append(kept, i)
 	}
-	s.dead = kept
 	return changed
 }
 

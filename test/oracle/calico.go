@@ -61,24 +61,25 @@ func (c *calicoPolicy) selects(o *Oracle, t *thing) bool {
 	if s := c.Spec.ServiceAccountSelector; s != "" && !o.underAccounts(s, t) {
 		return false
 	}
-	return c.Spec.Selector == "" || o.selector(c.Spec.Selector).matches(labelled{t.labels, t.namespace == ""})
+	return c.Spec.Selector == "" || o.selector(c.Spec.Selector).matches(labelled{labels: t.labels, global: t.namespace == ""})
 }
 
-// inNamespaces: the thing is in one of the namespaces; what is in none is found by global() only.
+// inNamespaces: the thing is in one of the namespaces. Calico: what is in none has no labels of a namespace,
+// so that global() finds it, and a negative test does, too.
 func (o *Oracle) inNamespaces(selector string, t *thing) bool {
-	e := o.selector(selector)
 	if t.namespace == "" {
-		return e.mentions("global") && e.matches(labelled{global: true})
+		return o.selector(selector).matches(labelled{global: true, outside: true})
 	}
 	labels := o.world.namespaceLabels(t.namespace)
 	labels["projectcalico.org/name"] = t.namespace
-	return e.matches(labelled{labels: labels})
+	return o.selector(selector).matches(labelled{labels: labels})
 }
 
-// underAccounts: the thing runs under one of the service accounts.
+// underAccounts: the thing runs under one of the service accounts. Calico: what runs under none has no labels
+// of one.
 func (o *Oracle) underAccounts(selector string, t *thing) bool {
 	if t.account == "" {
-		return false
+		return o.selector(selector).matches(labelled{outside: true})
 	}
 	labels := map[string]string{}
 	maps.Copy(labels, o.world.accountLabels(t.namespace, t.account))
@@ -144,6 +145,10 @@ func (c *calicoPolicy) end(o *Oracle, e *CalicoEntity, addr netip.Addr, port uin
 	if inNets(e.NotNets, addr) {
 		return false
 	}
+	// Calico: a rule with networks, also negative ones, is for their IP version only.
+	if len(e.NotNets) > 0 && netOf(e.NotNets[0]).Addr().Is4() != addr.Is4() {
+		return false
+	}
 	if s := e.Services; s != nil {
 		namespace := s.Namespace
 		if namespace == "" {
@@ -166,7 +171,7 @@ func (c *calicoPolicy) end(o *Oracle, e *CalicoEntity, addr netip.Addr, port uin
 	}
 	if e.NotSelector != "" {
 		for _, t := range o.things {
-			if t.at(addr) && o.selector(e.NotSelector).matches(labelled{t.labels, t.namespace == ""}) {
+			if t.at(addr) && o.selector(e.NotSelector).matches(labelled{labels: t.labels, global: t.namespace == ""}) {
 				return false
 			}
 		}
@@ -196,7 +201,7 @@ func (c *calicoPolicy) somebody(o *Oracle, e *CalicoEntity, addr netip.Addr) boo
 				continue
 			}
 		}
-		if e.Selector != "" && !o.selector(e.Selector).matches(labelled{t.labels, t.namespace == ""}) {
+		if e.Selector != "" && !o.selector(e.Selector).matches(labelled{labels: t.labels, global: t.namespace == ""}) {
 			continue
 		}
 		if a := e.ServiceAccounts; a != nil {

@@ -69,7 +69,7 @@ func (o *Oracle) ifStaged() []written {
 	for i := range w.StagedKubernetes {
 		p := &w.StagedKubernetes[i]
 		put(Ref{"NetworkPolicy", p.Namespace, p.Name}, p.Spec.StagedAction,
-			&kubePolicy{Ref{p.Kind, p.Namespace, p.Name}, &p.Spec.NetworkPolicySpec})
+			&kubePolicy{Ref{"StagedNetworkPolicy", p.Namespace, p.Name}, &p.Spec.NetworkPolicySpec})
 	}
 	for i := range w.CalicoPolicies {
 		if p := (&calicoPolicy{&w.CalicoPolicies[i]}); strings.HasPrefix(p.Kind, "Staged") {
@@ -107,6 +107,7 @@ func (o *Oracle) tiersOf(policies []written) []tier {
 		}
 		slices.SortFunc(tiers[i].policies, func(a, b written) int {
 			ra, rb := a.ref(), b.ref()
+			ra.Kind, rb.Kind = strings.TrimPrefix(ra.Kind, "Staged"), strings.TrimPrefix(rb.Kind, "Staged")
 			switch {
 			case a.order() != b.order():
 				return sign(a.order() < b.order())

@@ -2,6 +2,7 @@ package oracle
 
 import (
 	"fmt"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -108,6 +109,9 @@ func (g *generator) calicoPolicy(staged bool) {
 			p.Spec.Egress = append(p.Spec.Egress, g.calicoRule(p.Namespace, Egress))
 		}
 	}
+	if p.Kind == "GlobalNetworkPolicy" {
+		g.hostMode(&p.Spec)
+	}
 	if staged {
 		p.Kind = "Staged" + p.Kind
 		p.Spec.StagedAction = pick(g, []string{"", "Set", "Set", "Delete"})
@@ -118,6 +122,39 @@ func (g *generator) calicoPolicy(staged bool) {
 	put(&g.w.CalicoPolicies, p, func(a, b *CalicoPolicy) bool {
 		return a.Kind == b.Kind && a.Namespace == b.Namespace && a.Name == b.Name
 	})
+}
+
+// hostMode lets some policies work at other points of a host's packet path.
+func (g *generator) hostMode(s *CalicoPolicySpec) {
+	if len(g.w.HostEndpoints) == 0 || g.once(2) {
+		return
+	}
+	switch g.n(5) {
+	case 0:
+		s.DoNotTrack, s.ApplyOnForward = true, true
+	case 1:
+		s.PreDNAT, s.ApplyOnForward = true, true
+		s.Types, s.Egress = []string{"Ingress"}, nil
+	case 2:
+		s.ApplyOnForward = true
+	}
+	for i := range s.Ingress {
+		s.Ingress[i].Destination = onlyPorts(s.Ingress[i].Destination)
+	}
+	for i := range s.Egress {
+		s.Egress[i].Source = onlyPorts(s.Egress[i].Source)
+	}
+}
+
+// onlyPorts leaves what can be asked of the host's own end of any packet.
+func onlyPorts(e CalicoEntity) CalicoEntity {
+	numbers := func(ports []intstr.IntOrString) []intstr.IntOrString {
+		return slices.DeleteFunc(slices.Clone(ports), func(p intstr.IntOrString) bool {
+			_, _, name := portText(p.StrVal)
+			return p.Type == intstr.String && name != ""
+		})
+	}
+	return CalicoEntity{Ports: numbers(e.Ports), NotPorts: numbers(e.NotPorts)}
 }
 
 // want: a policy has rules only for the directions that it names.
@@ -166,6 +203,14 @@ func (g *generator) calicoRule(namespace string, d Direction) CalicoRule {
 		} else {
 			r.ICMP = g.icmp()
 		}
+	}
+	for _, p := range []*intstr.IntOrString{r.Protocol, r.NotProtocol} {
+		if p != nil && (calicoProtocol(*p) == 1 && family == 6 || calicoProtocol(*p) == 58 && family == 4) {
+			r.IPVersion = nil // each has its own ICMP
+		}
+	}
+	if family == 0 {
+		family = pick(g, []int{4, 6}) // networks of one rule are of one family
 	}
 	ports := r.Protocol != nil && hasPorts(calicoProtocol(*r.Protocol))
 	// The local end is seldom asked for more than a port.
@@ -233,11 +278,8 @@ func (g *generator) entity(e *CalicoEntity, who, ports bool, family int) {
 	}
 }
 
-// netsOf are networks of one family: that one, or any.
+// netsOf are networks of one family.
 func (g *generator) netsOf(family int) []string {
-	if family == 0 {
-		family = pick(g, []int{4, 6})
-	}
 	var nets []string
 	for range 1 + g.n(3) {
 		n := g.net()
@@ -278,9 +320,6 @@ func (g *generator) calicoPorts() []intstr.IntOrString {
 		case 0:
 			ports = append(ports, intstr.FromString(pick(g, somePortNames)))
 		case 1:
-			if g.once(6) {
-				first = 0
-			}
 			ports = append(ports, intstr.FromString(fmt.Sprintf("%d:%d", first, last)))
 		default:
 			ports = append(ports, intstr.FromInt32(int32(first)))

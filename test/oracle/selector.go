@@ -18,13 +18,16 @@ type expr struct {
 type labelled struct {
 	labels map[string]string
 	global bool // it is in no namespace
+	// outside: it is not what the selector is about, such as a global network set for a selector of
+	// namespaces. Then all() does not match, and the labels are none.
+	outside bool
 }
 
 func (e *expr) matches(on labelled) bool {
 	value, has := on.labels[e.key]
 	switch e.op {
 	case "all":
-		return true
+		return !on.outside
 	case "global":
 		return on.global
 	case "has":
@@ -71,19 +74,6 @@ func (e *expr) matches(on labelled) bool {
 		return false
 	}
 	panic("no such operator: " + e.op)
-}
-
-// mentions says whether the operator stands anywhere in the selector.
-func (e *expr) mentions(op string) bool {
-	if e.op == op {
-		return true
-	}
-	for _, p := range e.parts {
-		if p.mentions(op) {
-			return true
-		}
-	}
-	return false
 }
 
 // String writes the selector with as few brackets as the precedence of its operators asks for.

@@ -113,8 +113,8 @@ func (w *World) workload(e *model.Endpoint) *thing {
 	}
 	for i := range w.Pods {
 		p := &w.Pods[i]
-		if p.Namespace != e.Namespace || p.Name != e.Name {
-			continue
+		if p.Namespace != e.Namespace || p.Name != e.Name || p.Spec.HostNetwork {
+			continue // one on the host's network is the node, and no workload
 		}
 		maps.Copy(t.own, p.Labels)
 		t.account = p.Spec.ServiceAccountName

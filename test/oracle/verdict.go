@@ -21,7 +21,8 @@ func (d Direction) String() string {
 	return "egress"
 }
 
-// Ref names a policy by kind, namespace and name. Calico's NetworkPolicy is "NetworkPolicy.projectcalico.org".
+// Ref names a policy by kind, namespace and name. Calico's NetworkPolicy is "NetworkPolicy.projectcalico.org", and
+// what is staged is called as what it would become, with "Staged" before it.
 type Ref struct{ Kind, Namespace, Name string }
 
 // Why says what kind of thing decided.
@@ -35,6 +36,7 @@ const (
 	NoPolicy   Why = "no policy"    // nothing selects the workload, or all that do passed it on
 	ByRule     Why = "rule"         // a rule
 	ByTier     Why = "tier default" // policies of a tier select the workload, none of them decided
+	Closed     Why = "host endpoint without policy"
 )
 
 // Verdict is what becomes of a packet in one direction.
@@ -114,12 +116,16 @@ func (o *Oracle) Verdict(from, to netip.Addr, protocol uint8, sport, dport uint1
 
 // walk goes through the tiers.
 func (o *Oracle) walk(tiers []tier, subject *thing, p *packet) Verdict {
+	return o.walkAt(tiers, subject, p, hooks[HookWorkload])
+}
+
+func (o *Oracle) walkAt(tiers []tier, subject *thing, p *packet, at hook) Verdict {
 	logged := false
 	for _, t := range tiers {
 		var selecting []Ref
 		passed := false
 		for _, pol := range t.policies {
-			if !pol.applies(p.direction) || !pol.selects(o, subject) {
+			if !pol.applies(p.direction) || !at.takes(pol) || !pol.selects(o, subject) {
 				continue
 			}
 			selecting = append(selecting, pol.ref())
@@ -135,7 +141,7 @@ func (o *Oracle) walk(tiers []tier, subject *thing, p *packet) Verdict {
 				break
 			}
 		}
-		if len(selecting) == 0 || passed || t.defaultPass {
+		if len(selecting) == 0 || passed || t.defaultPass || at.early {
 			continue
 		}
 		return Verdict{Allow: false, Logged: logged, Why: ByTier, Tier: t.name, Selecting: selecting}
