@@ -51,9 +51,11 @@ var sideways = map[string][]string{
 	"internal/kernel/filter":            {"internal/kernel"},
 	"internal/kernel/flow":              {"internal/kernel"},
 	"internal/policy":                   {"internal/selector"},
+	"internal/dialect":                  {"internal/dialect/kube", "internal/dialect/calico", "internal/policy"},
 	"internal/dialect/kube":             {"internal/policy", "internal/selector"},
 	"internal/dialect/calico":           {"internal/policy", "internal/selector", "internal/dialect/kube"},
 	"internal/why":                      {"internal/policy"},
+	"internal/agent":                    {"internal/enforce"},
 }
 
 // pkg is a package as `go list` tells it; folders are relative to the module's root.

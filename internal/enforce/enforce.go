@@ -1,0 +1,334 @@
+// Package enforce keeps the kernel's policy maps equal to the node's decision table: it follows policies
+// and workloads in the store, has the compiler make the table and the driver apply it, cuts the flows that a
+// change denies, and answers what was denied and why.
+//
+// It decides nothing about who may talk to whom (internal/policy does), and makes no kernel call of its own
+// (internal/kernel does).
+package enforce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/heddle-net/heddle/internal/kernel"
+	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/policy"
+	"github.com/heddle-net/heddle/internal/store"
+)
+
+// Options are the parts that an Enforcer is made of.
+type Options struct {
+	Node    string
+	Log     *slog.Logger
+	Store   store.Store
+	Filter  kernel.Filter
+	Flows   kernel.Flows
+	Packets kernel.Packets
+	// Memory is the file in which policies and workloads are kept for a start without the store.
+	Memory string
+	// Changed is called when policies come to be or cease to be there at all: the node's plan depends on that.
+	Changed func()
+}
+
+// Enforcer is the policy side of one node's agent. It runs once.
+type Enforcer struct {
+	Options
+	kick    chan struct{} // asks for a look at the kernel's maps
+	cut     chan struct{} // asks for a look at the kernel's flows
+	changed chan struct{} // tells that the memory is old
+	record  recorder
+
+	mu       sync.Mutex
+	compiler *policy.Compiler
+	// known: policies have been read, from the store or from memory. Until then the kernel is left as it is.
+	known bool
+	// synced: they have been read from the store in this life.
+	synced bool
+	// applied: the kernel holds what the compiler's table held after its last Compile.
+	applied bool
+	// heard is the revision of the store's state that the compiler has been told of, holds of that in the kernel.
+	heard, holds store.Revision
+	resources    map[string]*model.Resource // by key, as people wrote them
+	policies     int
+	names        map[netip.Addr]named
+	workloads    int
+	netns        map[netip.Addr]string // of local workloads: paths
+	broken       map[string]model.Problem
+	issues       []model.Problem // the driver's
+	last         Turn
+}
+
+// Turn is what the last change of the kernel's maps was.
+type Turn struct {
+	Count    int           `json:"count"`
+	At       time.Time     `json:"at"`
+	Duration time.Duration `json:"duration"` // nanoseconds
+}
+
+// fullInterval is after how long the kernel's maps are read and compared though nothing was seen to change.
+const fullInterval = 30 * time.Second
+
+// ErrUnknown says that a workload cannot be admitted yet.
+var ErrUnknown = errors.New("policies are not known yet: waiting for the store")
+
+// New reads the memory of an earlier life.
+func New(o Options) (*Enforcer, error) {
+	e := &Enforcer{
+		Options: o, kick: make(chan struct{}, 1), cut: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		compiler:  policy.NewCompiler(policy.Options{Node: o.Node}),
+		resources: map[string]*model.Resource{}, names: map[netip.Addr]named{}, netns: map[netip.Addr]string{},
+		broken: map[string]model.Problem{},
+	}
+	if e.Changed == nil {
+		e.Changed = func() {}
+	}
+	return e, e.recall()
+}
+
+// Run follows the store and the kernel until ctx ends. It leaves the kernel as it is.
+func (e *Enforcer) Run(ctx context.Context) error {
+	feed := store.NewFeed(e.Store, e.Log, model.KindEndpoint, model.KindResource)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return feed.Run(ctx, e.take) })
+	g.Go(func() error { return e.applyLoop(ctx) })
+	g.Go(func() error { return e.cutLoop(ctx) })
+	g.Go(func() error { return e.rememberLoop(ctx) })
+	g.Go(func() error { return e.Filter.Watch(ctx, e.drifted) })
+	g.Go(func() error {
+		return e.Packets.Listen(ctx, e.seen, func(n int) { e.record.miss(n) })
+	})
+	return g.Wait()
+}
+
+// drifted makes the next turn read the kernel.
+func (e *Enforcer) drifted() {
+	e.mu.Lock()
+	e.applied = false
+	e.mu.Unlock()
+	poke(e.kick)
+}
+
+// applyLoop makes the kernel's maps equal to the table.
+func (e *Enforcer) applyLoop(ctx context.Context) error {
+	full := time.NewTicker(fullInterval)
+	defer full.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.kick:
+		case <-full.C:
+			e.mu.Lock()
+			e.applied = false
+			e.mu.Unlock()
+		}
+		begin := time.Now()
+		e.mu.Lock()
+		err := e.flush(ctx)
+		e.mu.Unlock()
+		if err != nil && ctx.Err() == nil {
+			e.Log.Error("policies are not in the kernel", "error", err)
+			poke(e.kick)
+			store.Pause(ctx, time.Second)
+		}
+		// Changes that come meanwhile are gathered: the loop takes half of one core at most.
+		store.Pause(ctx, time.Since(begin))
+	}
+}
+
+// flush brings the kernel up to the compiler, whose lock the caller holds.
+func (e *Enforcer) flush(ctx context.Context) error {
+	if !e.known {
+		return nil
+	}
+	begin := time.Now()
+	d := e.compiler.Compile()
+	if d == nil && e.applied {
+		e.holds = e.heard
+		return nil
+	}
+	if e.applied {
+		err := e.Filter.Update(ctx, d)
+		if err != nil {
+			e.applied = false
+			if ctx.Err() != nil {
+				return err
+			}
+			e.Log.Warn("the kernel refused a change of its policy maps: comparing them whole", "error", err)
+		}
+	}
+	changed := 0
+	if !e.applied {
+		var problems []model.Problem
+		changed, problems = e.Filter.Apply(ctx, e.compiler.Table())
+		e.issues = problems
+		for _, p := range problems {
+			if p.Severity == model.Failure {
+				return errors.New(p.String())
+			}
+		}
+		e.applied = true
+	}
+	e.holds = e.heard
+	if d == nil && changed == 0 {
+		return nil
+	}
+	e.last = Turn{Count: e.last.Count + 1, At: begin, Duration: time.Since(begin)}
+	e.Log.Debug("policy maps changed", "took", e.last.Duration, "repaired", changed)
+	poke(e.cut)
+	return nil
+}
+
+// cutLoop ends the flows that a change of the table denies.
+func (e *Enforcer) cutLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.cut:
+		}
+		begin := time.Now()
+		n, err := e.Flows.Cut(ctx, e.denies, e.openNetns)
+		if err != nil && ctx.Err() == nil {
+			e.Log.Warn("flows that policies deny may go on", "error", err)
+		}
+		if n > 0 {
+			e.Log.Info("flows cut that policies deny", "flows", n, "took", time.Since(begin).Round(time.Microsecond))
+		}
+		// Reading all flows costs: a quarter of one core at most.
+		store.Pause(ctx, 3*time.Since(begin))
+	}
+}
+
+// denies tells whether the table denies a flow that began before it was so.
+func (e *Enforcer) denies(f kernel.Flow) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d, _ := e.judge(f.Protocol, f.Src, f.Dst)
+	return d.Verdict == policy.VerdictDeny || d.Verdict == policy.VerdictDenyLog
+}
+
+// judge decides a new packet between two addresses: egress of the source if it is local, then ingress of
+// the destination if that is.
+func (e *Enforcer) judge(proto uint8, src, dst netip.AddrPort) (policy.Decision, policy.Direction) {
+	t := e.compiler.Table()
+	out := t.Decide(policy.Local{Hook: policy.WorkloadEgress, Addr: src.Addr()}, dst.Addr(), proto, src.Port(), dst.Port())
+	if out.Verdict == policy.VerdictDeny || out.Verdict == policy.VerdictDenyLog {
+		return out, policy.Egress
+	}
+	in := t.Decide(policy.Local{Hook: policy.WorkloadIngress, Addr: dst.Addr()}, src.Addr(), proto, src.Port(), dst.Port())
+	if in.Reason == nil && in.Staged == nil && (out.Reason != nil || out.Staged != nil) {
+		return out, policy.Egress
+	}
+	return in, policy.Ingress
+}
+
+func (e *Enforcer) openNetns(a netip.Addr) *os.File {
+	e.mu.Lock()
+	path := e.netns[a]
+	e.mu.Unlock()
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path) //nolint:gosec // the path that the runtime gave at ADD
+	if err != nil {
+		return nil // the workload is going away, and its sockets with it
+	}
+	return f
+}
+
+// Admit puts a workload's entries into the kernel, before it has an interface. When it returns nil, what
+// the policies say of the workload is in force.
+func (e *Enforcer) Admit(ctx context.Context, w model.Workload, mac string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.known {
+		return ErrUnknown
+	}
+	e.hold(w, mac)
+	if err := e.flush(ctx); err != nil {
+		e.release(w, mac)
+		return fmt.Errorf("policies of %s: %w", w.String(), err)
+	}
+	return nil
+}
+
+// Hold tells of a workload that is there already, at the agent's start.
+func (e *Enforcer) Hold(w model.Workload, mac string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.hold(w, mac)
+	poke(e.kick)
+}
+
+// Dismiss takes a workload's entries away after its interface is gone.
+func (e *Enforcer) Dismiss(w model.Workload, mac string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.release(w, mac)
+	poke(e.kick)
+}
+
+func (e *Enforcer) hold(w model.Workload, mac string) {
+	e.put("e/"+e.Node+":"+w.HostLink, &policy.Endpoint{
+		Key: e.Node + ":" + w.HostLink, Node: e.Node, Namespace: w.Namespace, Name: w.Name, Labels: w.Labels, Addresses: w.Addresses,
+	})
+	for _, a := range w.Addresses {
+		e.compiler.PutSource(policy.Source{Link: w.HostLink, MAC: mac, Addr: a})
+		e.netns[a] = w.Netns
+	}
+}
+
+func (e *Enforcer) release(w model.Workload, mac string) {
+	e.drop("e/" + e.Node + ":" + w.HostLink)
+	for _, a := range w.Addresses {
+		e.compiler.DeleteSource(policy.Source{Link: w.HostLink, MAC: mac, Addr: a})
+		delete(e.netns, a)
+	}
+}
+
+// SetNode tells the node's own addresses and its interfaces.
+func (e *Enforcer) SetNode(addrs []netip.Addr, links map[string][]netip.Addr) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.compiler.SetNode(addrs)
+	e.compiler.SetLinks(links)
+	poke(e.kick)
+}
+
+// Ready tells why workloads cannot be admitted; nil when they can.
+func (e *Enforcer) Ready() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.known {
+		return ErrUnknown
+	}
+	for _, p := range e.issues {
+		if p.Severity == model.Failure {
+			return errors.New(p.String())
+		}
+	}
+	return nil
+}
+
+// Policed reports whether there is any policy in the cluster.
+func (e *Enforcer) Policed() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.policies > 0
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

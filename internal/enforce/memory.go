@@ -1,0 +1,129 @@
+package enforce
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/policy"
+	"github.com/heddle-net/heddle/internal/store"
+)
+
+// The memory is what a start without the store goes by: lines of JSON, gzipped, each an endpoint or a
+// resource. It is written whole and renamed into place.
+
+// rememberRest is how many times as long as a writing the next one waits.
+const rememberRest = 20
+
+type line struct {
+	Endpoint *model.Endpoint `json:"endpoint,omitempty"`
+	Resource *model.Resource `json:"resource,omitempty"`
+}
+
+func (e *Enforcer) recall() error {
+	f, err := os.Open(e.Memory)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	z, err := gzip.NewReader(bufio.NewReader(f))
+	if err != nil {
+		e.Log.Warn("what was known of policies cannot be read; waiting for the store", "file", e.Memory, "error", err)
+		return nil
+	}
+	dec := json.NewDecoder(z)
+	for {
+		var l line
+		err := dec.Decode(&l)
+		if errors.Is(err, io.EOF) {
+			e.known = true
+			poke(e.kick)
+			return nil
+		}
+		if err != nil {
+			e.Log.Warn("what was known of policies cannot be read; waiting for the store", "file", e.Memory, "error", err)
+			return nil
+		}
+		if l.Endpoint != nil && l.Endpoint.Validate() == nil {
+			e.put("e/"+l.Endpoint.Key(), endpoint(l.Endpoint))
+		}
+		if l.Resource != nil && l.Resource.Validate() == nil {
+			e.putResource(l.Resource)
+		}
+	}
+}
+
+func (e *Enforcer) rememberLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			e.remember()
+			return nil
+		case <-e.changed:
+		}
+		begin := time.Now()
+		e.remember()
+		store.Pause(ctx, max(time.Second, rememberRest*time.Since(begin)))
+	}
+}
+
+func (e *Enforcer) remember() {
+	if err := e.write(); err != nil {
+		e.Log.Error("cannot remember the policies", "error", err)
+	}
+}
+
+func (e *Enforcer) write() error {
+	e.mu.Lock()
+	synced := e.synced
+	var endpoints []*policy.Endpoint
+	resources := make([]*model.Resource, 0, len(e.resources))
+	if synced {
+		for _, o := range e.compiler.Objects() {
+			if ep, ok := o.(*policy.Endpoint); ok && ep.Node != e.Node {
+				endpoints = append(endpoints, ep)
+			}
+		}
+		for _, r := range e.resources {
+			resources = append(resources, r)
+		}
+	}
+	e.mu.Unlock()
+	if !synced {
+		return nil // what is in the file is all that is known
+	}
+	f, err := os.CreateTemp(filepath.Dir(e.Memory), "."+filepath.Base(e.Memory)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(f.Name()) }() // gone already after a rename
+	buf := bufio.NewWriter(f)
+	z, _ := gzip.NewWriterLevel(buf, gzip.BestSpeed)
+	enc := json.NewEncoder(z)
+	for _, ep := range endpoints {
+		_, link, _ := strings.Cut(ep.Key, ":")
+		err = errors.Join(err, enc.Encode(line{Endpoint: &model.Endpoint{
+			Node: ep.Node, Link: link, Namespace: ep.Namespace, Name: ep.Name, Labels: ep.Labels, Addresses: ep.Addresses,
+		}}))
+	}
+	for _, r := range resources {
+		err = errors.Join(err, enc.Encode(line{Resource: r}))
+	}
+	err = errors.Join(err, z.Close(), buf.Flush(), f.Sync(), f.Close())
+	if err != nil {
+		return fmt.Errorf("%s: %w", e.Memory, err)
+	}
+	return os.Rename(f.Name(), e.Memory)
+}
