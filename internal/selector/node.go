@@ -130,7 +130,9 @@ func (n *part) matches(l Labels) bool {
 	}
 	return strings.Contains(v, n.value)
 }
-func (n *part) text() string                { return n.key + " " + string(n.op) + " " + quote(n.value) }
+
+func (n *part) text() string { return n.key + " " + string(n.op) + " " + quote(n.value) }
+
 func (n *part) prefixed(prefix string) node { return &part{prefixedKey(prefix, n.key), n.value, n.op} }
 
 // not matches what the other does not.

@@ -115,9 +115,6 @@ func networkSet(at place, m *Meta, spec NetworkSetSpec) (*policy.NetworkSet, err
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := labels[policy.LabelNamespace]; ok {
-		return nil, at.field("metadata.labels").bad(policy.LabelNamespace, "other labels: this one is that of the set's namespace")
-	}
 	s := &policy.NetworkSet{Ref: m.ref(), Labels: labels}
 	for i, text := range spec.Nets {
 		n, err := at.field("spec.nets").item(i).looseNetwork(text)
@@ -129,9 +126,14 @@ func networkSet(at place, m *Meta, spec NetworkSetSpec) (*policy.NetworkSet, err
 	return s, nil
 }
 
-// ownLabels holds labels to the rules of Kubernetes.
+// ownLabels holds labels to the rules of Kubernetes, and keeps those to Heddle that say where something is.
 func ownLabels(at place, labels map[string]string) (map[string]string, error) {
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		switch {
+		case key == policy.LabelNamespace, key == policy.LabelOrchestrator, key == policy.LabelServiceAccount,
+			strings.HasPrefix(key, policy.PrefixNamespace), strings.HasPrefix(key, policy.PrefixServiceAcct):
+			return nil, at.bad(key, "another label: this one is not given by people")
+		}
 		if why := validation.IsQualifiedName(key); len(why) > 0 {
 			return nil, at.bad(key, "a label's key: "+why[0])
 		}

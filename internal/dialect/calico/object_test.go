@@ -17,8 +17,13 @@ func describe(p *policy.Policy) string {
 		is   bool
 		word string
 	}{
-		{p.AppliesIngress, "ingress"}, {p.AppliesEgress, "egress"}, {p.Staged, "staged"}, {p.Deletion, "deletion"},
-		{p.HostMode == policy.HostForward, "forward"}, {p.HostMode == policy.HostPreDNAT, "prednat"}, {p.HostMode == policy.HostUntracked, "untracked"},
+		{p.AppliesIngress, "ingress"},
+		{p.AppliesEgress, "egress"},
+		{p.Staged, "staged"},
+		{p.Deletion, "deletion"},
+		{p.HostMode == policy.HostForward, "forward"},
+		{p.HostMode == policy.HostPreDNAT, "prednat"},
+		{p.HostMode == policy.HostUntracked, "untracked"},
 	} {
 		if w.is {
 			b.WriteString(" " + w.word)

@@ -2,6 +2,7 @@ package calico_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/heddle-net/heddle/internal/dialect/calico"
@@ -100,6 +101,9 @@ func TestRulesThatCannotBeHonouredAreRefusedByField(t *testing.T) {
 		refused(t, "kind: GlobalNetworkPolicy\nmetadata: {name: a}\nspec: {ingress: [{action: Allow}, {"+c.rule+"}]}", "GlobalNetworkPolicy a: spec.ingress[1]."+c.want)
 	}
 	const egress = "spec: {egress: [{action: Allow, protocol: TCP, "
+	long := strings.Repeat("é", 100)
+	refused(t, "kind: GlobalNetworkPolicy\nmetadata: {name: a}\nspec: {ingress: [{action: "+long+"}]}", `GlobalNetworkPolicy a: spec.ingress[0].action "`+long[:120]+`…": want Allow, Deny, Pass or Log`)
+	refused(t, "kind: GlobalNetworkPolicy\nmetadata: {name: a}\nspec: {ingress: [{action: a"+long+"}]}", `GlobalNetworkPolicy a: spec.ingress[0].action "a`+long[:118]+`…": want Allow, Deny, Pass or Log`)
 	refused(t, "kind: NetworkPolicy\nmetadata: {name: a, namespace: b}\n"+egress+"source: {services: {name: a}}}]}", `NetworkPolicy b/a: spec.egress[0].source.services "a": want services in an ingress rule's source or an egress rule's destination only`)
 	refused(t, "kind: NetworkPolicy\nmetadata: {name: a, namespace: b}\n"+egress+"destination: {services: {name: a}, ports: [80]}}]}", `NetworkPolicy b/a: spec.egress[0].destination.services "a": want no ports or notPorts beside it: a service has its own`)
 	refused(t, "kind: NetworkPolicy\nmetadata: {name: a, namespace: b}\n"+egress+"destination: {services: {name: a}, notPorts: [80]}}]}", `NetworkPolicy b/a: spec.egress[0].destination.services "a": want no ports or notPorts beside it: a service has its own`)
@@ -165,7 +169,12 @@ func TestTiersSetsAndHostEndpointsAreRefusedByField(t *testing.T) {
 		{"kind: GlobalNetworkSet\nmetadata: {name: a}\nspec: {nets: ['::ffff:1.2.3.4']}", `GlobalNetworkSet a: spec.nets[0] "::ffff:1.2.3.4": ` + network},
 		{"kind: GlobalNetworkSet\nmetadata: {name: a}\nspec: {nets: ['fe80::1%eth0']}", `GlobalNetworkSet a: spec.nets[0] "fe80::1%eth0": ` + network},
 		{"kind: GlobalNetworkSet\nmetadata: {name: a}\nspec: {nets: ['::ffff:1.2.3.4/128']}", `GlobalNetworkSet a: spec.nets[0] "::ffff:1.2.3.4/128": ` + network},
-		{"kind: GlobalNetworkSet\nmetadata: {name: a, labels: {projectcalico.org/namespace: b}}", `GlobalNetworkSet a: metadata.labels "projectcalico.org/namespace": want other labels: this one is that of the set's namespace`},
+		{"kind: GlobalNetworkSet\nmetadata: {name: a, labels: {projectcalico.org/namespace: b}}", `GlobalNetworkSet a: metadata.labels "projectcalico.org/namespace": want another label: this one is not given by people`},
+		{"kind: NetworkSet\nmetadata: {name: a, namespace: b, labels: {projectcalico.org/orchestrator: k8s}}", `NetworkSet b/a: metadata.labels "projectcalico.org/orchestrator": want another label: this one is not given by people`},
+		{"kind: HostEndpoint\nmetadata: {name: a, labels: {projectcalico.org/serviceaccount: b}}", `HostEndpoint a: metadata.labels "projectcalico.org/serviceaccount": want another label: this one is not given by people`},
+		{"kind: HostEndpoint\nmetadata: {name: a, labels: {pcns.team: b}}", `HostEndpoint a: metadata.labels "pcns.team": want another label: this one is not given by people`},
+		{"kind: HostEndpoint\nmetadata: {name: a, labels: {pcsa.team: b}}", `HostEndpoint a: metadata.labels "pcsa.team": want another label: this one is not given by people`},
+		{"kind: HostEndpoint\nmetadata: {name: a, labels: {a b: c}}", `HostEndpoint a: metadata.labels "a b": want a label's key: name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')`},
 		{"kind: GlobalNetworkSet\nmetadata: {name: a, labels: {a: '!'}}", `GlobalNetworkSet a: metadata.labels.a "!": want a label's value: a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')`},
 		{"kind: HostEndpoint\nmetadata: {name: a}\nspec: {interfaceName: eth0}", "HostEndpoint a: spec.node (empty): want a node's name"},
 		{"kind: HostEndpoint\nmetadata: {name: a}\nspec: {node: n1}", "HostEndpoint a: spec.interfaceName (empty): want an interface's name or *, or else expectedIPs to find it by"},
