@@ -115,14 +115,8 @@ func before(a, b *policyRec) int {
 
 // inForce is the name of the policy in force that a staged one of this name stands for.
 func (r Ref) inForce() Ref {
-	kind, staged := strings.CutPrefix(r.Kind, "Staged")
-	if !staged {
-		return r
-	}
-	if kind == "KubernetesNetworkPolicy" || strings.HasPrefix(kind, "KubernetesNetworkPolicy.") {
-		kind = "NetworkPolicy" // that of Kubernetes
-	}
-	return Ref{Kind: kind, Namespace: r.Namespace, Name: r.Name}
+	r.Kind = strings.TrimPrefix(r.Kind, "Staged")
+	return r
 }
 
 // span is a range of ports of one protocol, or of AnyProtocol.
