@@ -21,6 +21,7 @@ import (
 
 	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/config"
+	"github.com/heddle-net/heddle/internal/enforce"
 	"github.com/heddle-net/heddle/internal/kernel"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
@@ -38,6 +39,10 @@ type Options struct {
 	Drivers []kernel.Driver
 	Pods    kernel.Pods
 	Facts   kernel.Facts
+	// Filter, Flows and Packets are the policy side.
+	Filter  kernel.Filter
+	Flows   kernel.Flows
+	Packets kernel.Packets
 }
 
 // Agent is one node's daemon. It runs once.
@@ -48,10 +53,12 @@ type Agent struct {
 	view    *store.View
 	started time.Time
 	metrics *metrics
+	policy  *enforce.Enforcer
 
-	kick     chan struct{} // asks for a pass
-	register chan struct{} // asks for a look at what this node has in the store
-	applied  chan struct{} // tells that a pass is through
+	kick      chan struct{} // asks for a pass
+	register  chan struct{} // asks for a look at what this node has in the store
+	applied   chan struct{} // tells that a pass is through
+	endpoints chan struct{} // asks for the workloads to be published
 
 	// attaching is held for reading while a workload's interface is made or taken away, and for
 	// writing while a pass is under way: a pass never sees half a workload, and never sweeps what it
@@ -88,6 +95,7 @@ type state struct {
 	storeSince  time.Time
 	passIssues  []model.Problem
 	storeIssues []model.Problem
+	unpublished []model.Problem
 	netConf     []model.Problem
 	certificate []model.Problem
 	// certificateEnd is when the certificate that the store is shown ends.
@@ -123,17 +131,25 @@ func New(o Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		Options:  o,
-		ledger:   l,
-		view:     store.NewView(o.Store, o.Log),
-		started:  time.Now(),
-		kick:     make(chan struct{}, 1),
-		register: make(chan struct{}, 1),
-		applied:  make(chan struct{}, 1),
+		Options:   o,
+		ledger:    l,
+		view:      store.NewView(o.Store, o.Log),
+		started:   time.Now(),
+		kick:      make(chan struct{}, 1),
+		register:  make(chan struct{}, 1),
+		applied:   make(chan struct{}, 1),
+		endpoints: make(chan struct{}, 1),
 	}
 	a.metrics = newMetrics(a)
 	a.state.ready = errStarting
 	if err := a.recall(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	a.policy, err = enforce.New(enforce.Options{
+		Node: o.Config.Node, Log: o.Log, Store: o.Store, Filter: o.Filter, Flows: o.Flows, Packets: o.Packets,
+		Memory: filepath.Join(o.Config.StateDir, "policy.json.gz"), Changed: func() { poke(a.kick) },
+	})
+	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return a, nil
@@ -157,10 +173,13 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	server := cni.Server{Pods: (*pods)(a), Log: a.Log, Observe: a.metrics.request}
 
+	a.holdWorkloads()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.view.Run(ctx) })
 	g.Go(func() error { return a.passLoop(ctx) })
+	g.Go(func() error { return a.policy.Run(ctx) })
 	g.Go(func() error { return a.registerLoop(ctx) })
+	g.Go(func() error { return a.publishLoop(ctx) })
 	g.Go(func() error { return a.rememberLoop(ctx) })
 	g.Go(func() error { return a.netConfLoop(ctx) })
 	g.Go(func() error { return a.certificateLoop(ctx) })

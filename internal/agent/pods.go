@@ -54,6 +54,7 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 	if err != nil {
 		return cni.Attached{}, err
 	}
+	poke(a.endpoints) // the sooner others know it, the sooner they let it in
 	pod := plan.PodOf(*s.input, w, w.MTU)
 	if existed {
 		if a.Pods.Verify(ctx, netns, pod) == nil {
@@ -63,8 +64,16 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 			return cni.Attached{}, err
 		}
 	}
-	if err := a.Pods.Attach(ctx, netns, pod); err != nil {
+	// First the policies, then the interface: the workload never sends a packet that they deny.
+	err = a.policy.Admit(ctx, w, pod.MAC)
+	if err == nil {
+		if err = a.Pods.Attach(ctx, netns, pod); err != nil {
+			a.policy.Dismiss(w, pod.MAC)
+		}
+	}
+	if err != nil {
 		_, _, rerr := a.ledger.Release(ctx, w.Key(), time.Now())
+		poke(a.endpoints)
 		return cni.Attached{}, errors.Join(err, rerr)
 	}
 	a.Log.Debug("workload attached", "workload", w.String(), "addresses", w.Addresses)
@@ -82,7 +91,9 @@ func (p *pods) Del(ctx context.Context, containerID, ifName string) error {
 		return err
 	}
 	w, had, err := a.ledger.Release(ctx, key, time.Now())
+	poke(a.endpoints)
 	if had && err == nil {
+		a.policy.Dismiss(w, a.macOf(w))
 		a.Log.Debug("workload detached", "workload", w.String())
 	}
 	return err

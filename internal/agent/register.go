@@ -195,6 +195,7 @@ func (a *Agent) publish(ctx context.Context, compose func(*state) *model.Node) e
 	if err != nil {
 		return err
 	}
+	poke(a.endpoints)
 	a.Log.Info("node published", "address4", n.Address4, "address6", n.Address6, "accepts", n.Accepts, "sends", n.Sends)
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/heddle-net/heddle/internal/config"
+	"github.com/heddle-net/heddle/internal/enforce"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
 )
@@ -28,6 +29,7 @@ type Status struct {
 	Peers      []PeerStatus     `json:"peers"`
 	Workloads  []model.Workload `json:"workloads"`
 	Pass       Pass             `json:"pass"`
+	Policy     enforce.Status   `json:"policy"`
 	Problems   []model.Problem  `json:"problems"`
 }
 
@@ -96,6 +98,9 @@ func (a *Agent) Status() Status {
 		r.MTU = s.plan.MTU
 		r.Peers = peerStates(&s)
 	}
+	var policyIssues []model.Problem
+	r.Policy, policyIssues = a.policy.Status()
+	s.passIssues = slices.Concat(s.passIssues, policyIssues)
 	r.Problems = a.problems(&s, r.Store)
 	return r
 }
@@ -160,6 +165,7 @@ func (a *Agent) problems(s *state, st StoreStatus) []model.Problem {
 	all = append(all, s.netConf...)
 	all = append(all, s.certificate...)
 	all = append(all, unsaid(s.storeIssues, s.passIssues)...)
+	all = append(all, s.unpublished...)
 	all = append(all, s.passIssues...)
 	slices.SortStableFunc(all, func(x, y model.Problem) int {
 		rank := func(p model.Problem) int {
