@@ -45,6 +45,8 @@ func (c *Compiler) evaluate() {
 			c.restale(k)
 		}
 	}
+	// Classes that came to their end in this round are still listed; they must not count.
+	c.stale = slices.DeleteFunc(c.stale, func(k *class) bool { return len(k.holders) == 0 })
 	if len(c.stale) < len(c.classes) {
 		for _, a := range asked {
 			c.classesOf(a, func(k *class) {
@@ -59,9 +61,6 @@ func (c *Compiler) evaluate() {
 	}
 	for _, k := range c.stale {
 		k.stale = false
-		if len(k.holders) == 0 {
-			continue
-		}
 		var f facts
 		c.atoms.selectors.candidates(k, func(a *atom) { f = append(f, a.of(k)...) })
 		for i, n := range k.attrs.ports {
@@ -208,10 +207,17 @@ func (c *Compiler) cut() bool {
 	if slices.Equal(old, c.nets) {
 		return false
 	}
-	for _, a := range c.book.all {
-		if n := c.nets.find(a.addr); n != a.net {
-			a.net = n
-			c.book.touch(a)
+	for _, k := range c.book.buckets {
+		was, same := old.around(k)
+		is, all := c.nets.around(k)
+		if same && all && was == is {
+			continue
+		}
+		for _, a := range k.list {
+			if n := c.nets.find(a.addr); n != a.net {
+				a.net = n
+				c.book.touch(a)
+			}
 		}
 	}
 	return true
@@ -231,7 +237,7 @@ func (c *Compiler) regroup() []*address {
 		a.dirty = false
 		if a.owner == nil {
 			c.idents.join(a, nil)
-			delete(c.book.all, a.addr)
+			c.book.forget(a)
 			delete(c.dirtySites, a)
 			c.closeSite(a)
 			c.identityOf.del(a.addr)
@@ -297,11 +303,11 @@ func (c *Compiler) identify(touched []*address, recut bool) {
 		}
 	}
 	if ranges {
-		for _, a := range c.book.all {
+		c.book.each(func(a *address) {
 			if a.net != nil && a.net.changed {
 				write(a)
 			}
-		}
+		})
 	}
 	for _, g := range changed {
 		g.changed = false

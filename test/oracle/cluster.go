@@ -131,7 +131,7 @@ func clusterProtocols(o *Oracle, protocols []v1alpha2.ClusterNetworkPolicyProtoc
 			}
 		case q.DestinationNamedPort != "":
 			for _, t := range o.things {
-				if t.kind == "workload" && t.at(p.dst) && t.calls(q.DestinationNamedPort, p.protocol, p.dport) {
+				if t.at(p.dst) && t.calls(q.DestinationNamedPort, p.protocol, p.dport) {
 					return true
 				}
 			}

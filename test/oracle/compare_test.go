@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,9 @@ func (c *kase) check(perPair int) error {
 		}
 	}
 	last := c.States[len(c.States)-1]
+	if c.Probe != nil && c.Probe.Hook == "" && !slices.Contains(last.Questions().Locals, c.Probe.Local) {
+		return nil // shrunk too far: nobody's question
+	}
 	probes := []oracle.Probe{}
 	if c.Probe != nil {
 		probes = append(probes, *c.Probe)

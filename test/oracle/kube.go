@@ -118,8 +118,9 @@ func kubePorts(o *Oracle, ports []networkingv1.NetworkPolicyPort, p *packet) boo
 		case port.Port == nil:
 			return true
 		case port.Port.Type == intstr.String:
+			// Kubernetes knows names of pods' ports only; Calico's host endpoints have them, too.
 			for _, t := range o.things {
-				if t.kind == "workload" && t.at(p.dst) && t.calls(port.Port.StrVal, p.protocol, p.dport) {
+				if t.at(p.dst) && t.calls(port.Port.StrVal, p.protocol, p.dport) {
 					return true
 				}
 			}

@@ -50,6 +50,7 @@ func shrink(k *kase, failure error) *kase {
 		for _, t := range trees {
 			pathsOf("", t, paths)
 		}
+		maps.DeleteFunc(paths, func(_ string, goes bool) bool { return !goes })
 		order := slices.Sorted(maps.Keys(paths))
 		slices.Reverse(order) // inner and later ones first would be slow: the sort puts the shorter first
 		slices.SortStableFunc(order, func(a, b string) int { return strings.Count(a, "\x00") - strings.Count(b, "\x00") })
@@ -127,7 +128,7 @@ func pathsOf(at string, tree any, paths map[string]bool) {
 	switch tree := tree.(type) {
 	case map[string]any:
 		for k, v := range tree {
-			paths[at+"\x00"+k] = true
+			paths[at+"\x00"+k] = at != "" || k != "node"
 			pathsOf(at+"\x00"+k, v, paths)
 		}
 	case []any:
