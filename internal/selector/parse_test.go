@@ -121,6 +121,9 @@ func TestParseSaysWhereAndWhatItExpected(t *testing.T) {
 			t.Errorf("%.40q: got %q and %v, want error %q", c.text, s, err, c.want)
 		}
 	}
+	if _, err := selector.Parse("has(a)" + strings.Repeat("&& (has(a))", 100)); err != nil {
+		t.Errorf("closed parentheses count: %v", err)
+	}
 	if _, err := selector.Parse(strings.Repeat("(", 64) + "has(a)" + strings.Repeat(")", 64)); err != nil {
 		t.Error(err)
 	}

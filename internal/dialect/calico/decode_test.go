@@ -64,6 +64,19 @@ status: {conditions: []}
 	}
 }
 
+// The resource says where the object is filed, also where its text does not.
+func TestDecodeFillsInTheNamespace(t *testing.T) {
+	r := resource(t, "kind: NetworkPolicy\nmetadata: {name: a}")
+	r.Namespace = "b"
+	o, err := calico.Decode(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := o.(*calico.NetworkPolicy); p.Namespace != "b" {
+		t.Errorf("got namespace %q", p.Namespace)
+	}
+}
+
 func TestDecodeKnowsBothGroups(t *testing.T) {
 	for _, kind := range []string{"NetworkPolicy", "StagedNetworkPolicy", "StagedKubernetesNetworkPolicy", "NetworkSet", "GlobalNetworkPolicy", "StagedGlobalNetworkPolicy", "GlobalNetworkSet", "Tier", "HostEndpoint"} {
 		for _, version := range []string{"projectcalico.org/v3", "crd.projectcalico.org/v1"} {
