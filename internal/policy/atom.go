@@ -16,7 +16,7 @@ type atomKind uint8
 const (
 	atomSelector atomKind = iota // some holder's class matches
 	atomPort                     // some workload calls these ports so
-	atomNets                     // it lies in one of the nets
+	atomNets                     // it lies in one of the nets, and in none of those left out
 	atomOwn                      // it is one of the own node's
 	atomService                  // it is an endpoint of a service, with these ports
 )
@@ -30,10 +30,10 @@ type atom struct {
 	preds   map[*pred]struct{}
 	marked  uint64 // round in which the predicates over it changed
 	sel     selector.Selector
-	name    string     // of the port
-	service ServiceRef // of which it tells
-	nets    []netip.Prefix
-	holders []*holder // those that exist because of the atom
+	name    string         // of the port
+	service ServiceRef     // of which it tells
+	nets    []netip.Prefix // what is left of them without those left out
+	holders []*holder      // those that exist because of the atom
 }
 
 // fact is an atom that is true, with the protocols and ports (encodePorts) that make it so, if any.
@@ -177,19 +177,47 @@ func (s *atoms) endpoints(r ServiceRef) *atom {
 	return s.get("v"+r.Namespace+"/"+r.Name, func(a *atom) { a.kind, a.service = atomService, r })
 }
 
-func (s *atoms) net(nets []netip.Prefix) *atom {
-	all := make([]netip.Prefix, 0, len(nets))
-	for _, p := range nets {
-		if p = p.Masked(); p.IsValid() {
-			all = append(all, p)
-		}
-	}
-	slices.SortFunc(all, comparePrefix)
-	all = slices.Compact(all)
+// net asks for an address in one of the nets and in none of the others.
+func (s *atoms) net(in, except []netip.Prefix) *atom {
 	text := []byte("n")
-	for _, p := range all {
-		text = p.AppendTo(text)
-		text = append(text, ' ')
+	lists := [2][]netip.Prefix{}
+	for i, list := range [2][]netip.Prefix{in, except} {
+		single, wide := split(list)
+		for _, n := range single {
+			lists[i] = append(lists[i], netip.PrefixFrom(n, n.BitLen()))
+		}
+		lists[i] = append(lists[i], wide...)
+		for _, n := range lists[i] {
+			text = append(n.AppendTo(text), ' ')
+		}
+		text = append(text, '-')
 	}
-	return s.get(string(text), func(a *atom) { a.kind, a.nets = atomNets, all })
+	return s.get(string(text), func(a *atom) {
+		a.kind = atomNets
+		for _, n := range lists[0] {
+			a.nets = appendWithout(a.nets, n, lists[1])
+		}
+		slices.SortFunc(a.nets, comparePrefix)
+		a.nets = slices.Compact(a.nets)
+	})
+}
+
+// appendWithout appends what is left of a net without others, as nets.
+func appendWithout(to []netip.Prefix, n netip.Prefix, except []netip.Prefix) []netip.Prefix {
+	var inside []netip.Prefix
+	for _, e := range except {
+		if !e.Overlaps(n) {
+			continue
+		}
+		if e.Bits() <= n.Bits() {
+			return to // all of it
+		}
+		inside = append(inside, e)
+	}
+	if len(inside) == 0 {
+		return append(to, n)
+	}
+	bits := n.Bits() + 1
+	low, high := netip.PrefixFrom(n.Addr(), bits), netip.PrefixFrom(lastAddr(n), bits).Masked()
+	return appendWithout(appendWithout(to, low, inside), high, inside)
 }

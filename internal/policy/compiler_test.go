@@ -327,7 +327,7 @@ func TestTableFollowsItsObjects(t *testing.T) {
 		for _, n := range [][3]int{
 			{len(c.idents.groups), len(anew.idents.groups)}, {len(c.idents.by), len(anew.idents.by)}, {len(c.rows.by), len(anew.rows.by)}, {len(c.programs), len(anew.programs)},
 			{len(c.preds.by), len(anew.preds.by)}, {len(c.atoms.by), len(anew.atoms.by)}, {len(c.classes), len(anew.classes)}, {len(c.attrs), len(anew.attrs)},
-			{len(c.spaces), len(anew.spaces)}, {len(c.names), len(anew.names)}, {len(c.pods), len(anew.pods)}, {len(c.book.all), len(anew.book.all)}, {len(c.book.more), len(anew.book.more)},
+			{len(c.spaces), len(anew.spaces)}, {len(c.names), len(anew.names)}, {len(c.pods), len(anew.pods)}, {c.book.count, anew.book.count}, {len(c.book.more), len(anew.book.more)},
 			{len(c.sites), len(anew.sites)}, {len(c.replaced), len(anew.replaced)}, {len(c.book.wide), len(anew.book.wide)}, {len(c.policed), len(anew.policed)},
 			{len(c.Table().Identities), len(anew.Table().Identities)}, {len(c.Table().Nets), len(anew.Table().Nets)}, {len(c.Table().Rows), len(anew.Table().Rows)}, {len(c.Table().L4), len(anew.Table().L4)},
 		} {
@@ -343,7 +343,7 @@ func TestTableFollowsItsObjects(t *testing.T) {
 			copied.Apply(d)
 		}
 		equalTables(t, copied, NewTable())
-		if n := len(c.classes) + len(c.attrs) + len(c.spaces) + len(c.names) + len(c.rows.by) + len(c.idents.by) + len(c.idents.groups) + len(c.programs) + len(c.book.all) + len(c.subjects.by) + len(c.subjects.rest); n != 0 {
+		if n := len(c.classes) + len(c.attrs) + len(c.spaces) + len(c.names) + len(c.rows.by) + len(c.idents.by) + len(c.idents.groups) + len(c.programs) + c.book.count + len(c.subjects.by) + len(c.subjects.rest); n != 0 {
 			t.Fatalf("%d things are left of an empty world", n)
 		}
 	})

@@ -41,21 +41,88 @@ type address struct {
 	owner *holder // one of them; the others are in book.more
 	pos   int32   // in group.members
 	dirty bool    // its group is to be found anew
-	found bool    // net is known
 }
 
-// book knows all addresses.
+// book knows all addresses, in buckets of neighbours: a change of nets looks at whole buckets.
 type book struct {
-	all   map[netip.Addr]*address
-	more  map[*address][]*holder
-	dirty []*address
-	wide  map[*holder]struct{} // holders with nets
+	buckets map[netip.Addr]*bucket // by first address
+	count   int
+	more    map[*address][]*holder
+	dirty   []*address
+	wide    map[*holder]struct{} // holders with nets
 	// netsDirty: the nets, or what is true of them, changed.
 	netsDirty bool
 }
 
 func newBook() book {
-	return book{all: map[netip.Addr]*address{}, more: map[*address][]*holder{}, wide: map[*holder]struct{}{}}
+	return book{buckets: map[netip.Addr]*bucket{}, more: map[*address][]*holder{}, wide: map[*holder]struct{}{}}
+}
+
+// bucket is the known ones of 256 addresses that differ in the last byte only, in order.
+type bucket struct {
+	first, last netip.Addr
+	list        []*address
+}
+
+// bucketOf is the first address of the bucket.
+func bucketOf(a netip.Addr) netip.Addr {
+	p, err := a.Prefix(a.BitLen() - 8)
+	if err != nil {
+		return a // not reached: the address is valid
+	}
+	return p.Addr()
+}
+
+func (k *bucket) find(a netip.Addr) (int, bool) {
+	return slices.BinarySearchFunc(k.list, a, func(e *address, a netip.Addr) int { return e.addr.Compare(a) })
+}
+
+// get returns what is known of an address, or nil.
+func (b *book) get(a netip.Addr) *address {
+	if k := b.buckets[bucketOf(a)]; k != nil {
+		if i, ok := k.find(a); ok {
+			return k.list[i]
+		}
+	}
+	return nil
+}
+
+// add makes an address known.
+func (b *book) add(n netip.Addr) *address {
+	first := bucketOf(n)
+	k := b.buckets[first]
+	if k == nil {
+		k = &bucket{first: first, last: lastAddr(netip.PrefixFrom(first, first.BitLen()-8))}
+		b.buckets[first] = k
+	}
+	i, ok := k.find(n)
+	if !ok {
+		k.list = slices.Insert(k.list, i, &address{addr: n})
+		b.count++
+	}
+	return k.list[i]
+}
+
+// forget is the opposite of add.
+func (b *book) forget(a *address) {
+	first := bucketOf(a.addr)
+	k := b.buckets[first]
+	if i, ok := k.find(a.addr); ok {
+		k.list = slices.Delete(k.list, i, i+1)
+		b.count--
+	}
+	if len(k.list) == 0 {
+		delete(b.buckets, first)
+	}
+}
+
+// each calls f for all addresses.
+func (b *book) each(f func(*address)) {
+	for _, k := range b.buckets {
+		for _, a := range k.list {
+			f(a)
+		}
+	}
 }
 
 func (b *book) touch(a *address) {
@@ -79,11 +146,8 @@ func (b *book) touchHolder(h *holder) {
 func (b *book) give(h *holder, addrs []netip.Addr, nets []netip.Prefix) {
 	h.addrs = make([]*address, 0, len(addrs))
 	for _, n := range addrs {
-		a := b.all[n]
+		a := b.add(n)
 		switch {
-		case a == nil:
-			a = &address{addr: n, owner: h}
-			b.all[n] = a
 		case a.owner == nil:
 			a.owner = h
 		case a.owner == h || slices.Contains(b.more[a], h):

@@ -14,8 +14,8 @@ type netRange struct {
 // netList is disjoint ranges, in order.
 type netList []netRange
 
-// find returns the group of the range around the address, or nil.
-func (l netList) find(a netip.Addr) *group {
+// search counts the ranges that begin at or before the address.
+func (l netList) search(a netip.Addr) int {
 	lo, hi := 0, len(l)
 	for lo < hi {
 		m := int(uint(lo+hi) >> 1)
@@ -25,10 +25,26 @@ func (l netList) find(a netip.Addr) *group {
 			hi = m
 		}
 	}
-	if lo == 0 || l[lo-1].Last.Compare(a) < 0 {
+	return lo
+}
+
+// find returns the group of the range around the address, or nil.
+func (l netList) find(a netip.Addr) *group {
+	i := l.search(a)
+	if i == 0 || l[i-1].Last.Compare(a) < 0 {
 		return nil
 	}
-	return l[lo-1].group
+	return l[i-1].group
+}
+
+// around returns the group of all addresses of a bucket, or nil when they are in no range; ok is false when
+// they are not all alike.
+func (l netList) around(k *bucket) (g *group, ok bool) {
+	i := l.search(k.first)
+	if i > 0 && k.first.Compare(l[i-1].Last) <= 0 {
+		return l[i-1].group, k.last.Compare(l[i-1].Last) <= 0
+	}
+	return nil, i == len(l) || k.last.Compare(l[i].First) < 0
 }
 
 // netFacts is a prefix and what is true in it.

@@ -122,10 +122,10 @@ func (s *preds) get(as *atoms, side *Side, in sideContext) (p *pred, never bool)
 	}
 	p = &pred{}
 	if side.Nets != nil {
-		p.has = append(p.has, as.net(side.Nets))
+		p.has = append(p.has, as.net(side.Nets, side.NotNets))
 	}
 	if in.family != 0 {
-		p.has = append(p.has, as.net(familyNets(in.family)))
+		p.has = append(p.has, as.net(familyNets(in.family), nil))
 	}
 	if side.Selector != nil {
 		p.has = append(p.has, as.selector(*side.Selector))
@@ -141,8 +141,8 @@ func (s *preds) get(as *atoms, side *Side, in sideContext) (p *pred, never bool)
 			p.ports = append(p.ports, portsOf{a, everyProtocol})
 		}
 	}
-	if len(side.NotNets) > 0 {
-		p.hasNot = append(p.hasNot, as.net(side.NotNets))
+	if len(side.NotNets) > 0 && side.Nets == nil {
+		p.hasNot = append(p.hasNot, as.net(side.NotNets, nil))
 	}
 	if side.NotSelector != nil {
 		p.hasNot = append(p.hasNot, as.selector(*side.NotSelector))

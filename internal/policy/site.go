@@ -127,7 +127,7 @@ func (c *Compiler) factsAt(n netip.Addr) facts {
 	if g := c.nets.find(n); g != nil {
 		f = g.facts
 	}
-	if a := c.book.all[n]; a != nil {
+	if a := c.book.get(n); a != nil {
 		c.book.owners(a, func(h *holder) { f = f.with(h.facts()) })
 	}
 	return f
