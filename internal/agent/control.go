@@ -34,6 +34,7 @@ func (a *Agent) listenControl() (*control, error) {
 	private.Handle("/", probes)
 	private.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { reply(w, a.Status()) })
 	private.HandleFunc("GET /plan", func(w http.ResponseWriter, _ *http.Request) { replyOr(w, a.snapshot().plan) })
+	a.servePolicy(private)
 	private.HandleFunc("GET /input", func(w http.ResponseWriter, _ *http.Request) { replyOr(w, a.snapshot().input) })
 
 	c := &control{}

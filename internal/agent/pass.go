@@ -81,6 +81,7 @@ func (a *Agent) pass(ctx context.Context) {
 		return
 	}
 
+	a.policy.SetNode(ownAddresses(self, host), interfaces(host))
 	a.attaching.Lock()
 	in := a.input(*self, cluster, recalled, host)
 	p, err := plan.Build(in)
@@ -172,6 +173,7 @@ func (a *Agent) input(self model.Node, c model.Cluster, recalled bool, host mode
 		Workloads:  a.ledger.List(),
 		Published:  offered,
 		Keep:       a.keep(),
+		Policed:    a.policy.Policed(),
 		Recalled:   recalled,
 	}
 }
@@ -207,6 +209,10 @@ func (a *Agent) judgeReady(ctx context.Context, in *plan.Input, p *plan.Plan, is
 		a.notReady(why)
 		return
 	}
+	if err := a.policy.Ready(); err != nil {
+		a.notReady(err.Error())
+		return
+	}
 	for _, i := range issues {
 		if i.Severity == model.Failure && (i.Subject == "link "+a.Config.Bridge || i.Code == "no-permission") {
 			a.notReady(i.String())
@@ -216,6 +222,7 @@ func (a *Agent) judgeReady(ctx context.Context, in *plan.Input, p *plan.Plan, is
 	if s.ready != nil {
 		// An agent that said so once can add pods in its next life too, if the store is away then.
 		a.remember(ctx)
+		a.policy.Remember()
 		a.Log.Info("ready for pods", "blocks", fmt.Sprint(s.blocks), "mtu", p.MTU)
 	}
 	a.update(func(s *state) { s.ready = nil })

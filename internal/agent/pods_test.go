@@ -61,6 +61,7 @@ func TestBlockCountsOnceItsGatewayIsThere(t *testing.T) {
 	a.update(func(s *state) { s.blocks = own[3:] })
 	before, after := &plan.Input{Self: "n1", Cluster: c}, &plan.Input{Self: "n1", Cluster: c}
 	after.Cluster.Blocks = own[3:]
+	knowsPolicies(t, a)
 	a.judgeReady(context.Background(), before, &plan.Plan{}, nil)
 	if err := (*pods)(a).Ready(); err == nil {
 		t.Error("ready for pods, though the plan that is in the kernel has no block")
@@ -87,6 +88,7 @@ func TestReadyAgentRemembersWhatItNeedsWithoutTheStore(t *testing.T) {
 		t.Fatalf("the cluster is known %t, from memory %t: the view has seen the store", known, recalled)
 	}
 	in := a.input(model.Node{Name: "n1"}, c, recalled, model.Host{})
+	knowsPolicies(t, a)
 	a.update(func(s *state) { s.plan, s.input = &plan.Plan{}, &in })
 	a.judgeReady(context.Background(), &in, &plan.Plan{}, nil)
 	if err := (*pods)(a).Ready(); err != nil {
@@ -102,6 +104,9 @@ func TestReadyAgentRemembersWhatItNeedsWithoutTheStore(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = next.ledger.Close() })
 	c, known, recalled = next.cluster() // nobody runs its view: the store is away
+	if err := next.policy.Ready(); err != nil {
+		t.Errorf("the next life does not know the policies: %v", err)
+	}
 	if !known || len(c.Pools) != 1 || len(c.Blocks) != 1 {
 		t.Errorf("the next life knows %v (%t), want the pool and this node's block", c, known)
 	}

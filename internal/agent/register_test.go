@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,14 +34,27 @@ func registrar(t *testing.T, s store.Store, node, stateDir string) *Agent {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); _ = a.view.Run(ctx) }()
+	var done sync.WaitGroup
+	done.Go(func() { _ = a.view.Run(ctx) })
+	done.Go(func() {
+		_ = store.NewFeed(s, nil, model.KindEndpoint, model.KindResource).Run(ctx, a.policy.Take)
+	})
 	t.Cleanup(func() {
 		cancel()
-		<-done
+		done.Wait()
 		_ = a.ledger.Close()
 	})
 	return a
+}
+
+// knowsPolicies waits until the agent has read them: it is not ready before.
+func knowsPolicies(t *testing.T, a *Agent) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); a.policy.Ready() != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(a.policy.Ready())
+		}
+	}
 }
 
 // reconcile gives the view time to see what the test wrote, then runs reconcileBlocks once.

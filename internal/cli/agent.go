@@ -18,6 +18,8 @@ import (
 	"github.com/heddle-net/heddle/internal/config"
 	"github.com/heddle-net/heddle/internal/dialect/flannel"
 	"github.com/heddle-net/heddle/internal/kernel"
+	"github.com/heddle-net/heddle/internal/kernel/filter"
+	"github.com/heddle-net/heddle/internal/kernel/flow"
 	"github.com/heddle-net/heddle/internal/kernel/netlink"
 	"github.com/heddle-net/heddle/internal/kernel/nft"
 	"github.com/heddle-net/heddle/internal/model"
@@ -191,13 +193,22 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	filter, err := nft.New(nft.Options{NS: -1, Log: log})
+	rules, err := nft.New(nft.Options{NS: -1, Log: log})
+	if err != nil {
+		return err
+	}
+	policies, err := filter.New(filter.Options{NS: -1, Log: log})
+	if err != nil {
+		return err
+	}
+	flows, err := flow.New(flow.Options{NS: -1, Log: log})
 	if err != nil {
 		return err
 	}
 	a, err := agent.New(agent.Options{
 		Config: c, Version: Version, Log: log, Store: s,
-		Drivers: []kernel.Driver{links, filter}, Pods: pods, Facts: facts,
+		Drivers: []kernel.Driver{links, rules}, Pods: pods, Facts: facts,
+		Filter: policies, Flows: flows, Packets: flows,
 	})
 	if err != nil {
 		return err

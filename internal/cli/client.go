@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,14 +19,27 @@ import (
 
 // ask gets one answer from the agent of this node by its control socket.
 func ask(ctx context.Context, runDir, path string, into any) error {
+	return request(ctx, runDir, http.MethodGet, path, nil, into)
+}
+
+// tell is ask with something to look at.
+func tell(ctx context.Context, runDir, path string, what, into any) error {
+	b, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	return request(ctx, runDir, http.MethodPost, path, bytes.NewReader(b), into)
+}
+
+func request(ctx context.Context, runDir, method, path string, body io.Reader, into any) error {
 	socket := filepath.Join(runDir, "agent.sock")
 	client := &http.Client{
-		Timeout: 5 * time.Second,
+		Timeout: 30 * time.Second,
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		}},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
 	if err != nil {
 		return err
 	}
@@ -39,12 +53,12 @@ func ask(ctx context.Context, runDir, path string, into any) error {
 		return err
 	}
 	defer func() { _ = res.Body.Close() }()
-	body, err := io.ReadAll(res.Body)
+	answer, err := io.ReadAll(res.Body)
 	if err != nil {
 		return err
 	}
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("agent: %s", strings.TrimSpace(string(body)))
+		return fmt.Errorf("agent: %s", strings.TrimSpace(string(answer)))
 	}
-	return json.Unmarshal(body, into)
+	return json.Unmarshal(answer, into)
 }

@@ -55,7 +55,7 @@ func rootCmd() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(agentCmd(), storeCmd(), certCmd(), statusCmd(), planCmd(), networkCmd(), nodeCmd(), labCmd(), versionCmd())
+	root.AddCommand(agentCmd(), storeCmd(), certCmd(), statusCmd(), planCmd(), networkCmd(), nodeCmd(), whyCmd(), flowsCmd(), policyCmd(), labCmd(), versionCmd())
 	return root
 }
 

@@ -30,19 +30,19 @@ func statusCmd() *cobra.Command {
 		Short: "Show this node on one screen: store, blocks, paths to every peer, workloads, problems",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := textOrJSON(cmd, output); err != nil {
+				return err
+			}
 			var s agent.Status
 			if err := ask(cmd.Context(), runDir, "/status", &s); err != nil {
 				return err
 			}
-			switch output {
-			case "json":
+			if output == "json" {
 				e := json.NewEncoder(cmd.OutOrStdout())
 				e.SetIndent("", "  ")
 				return e.Encode(s)
-			case "text":
-				return printStatus(cmd.OutOrStdout(), s, time.Now())
 			}
-			return &model.FieldError{Noun: "heddle status", Field: "--output", Value: output, Want: "text or json"}
+			return printStatus(cmd.OutOrStdout(), s, time.Now())
 		},
 	}
 	cmd.Flags().StringVar(&runDir, "run-dir", "/run/heddle", "directory of the agent's socket")
@@ -76,6 +76,11 @@ func printStatus(out io.Writer, s agent.Status, now time.Time) error {
 	for _, b := range s.Blocks {
 		p("block\t%s\t%d in use\t", b.CIDR, b.Used)
 	}
+	known := ""
+	if !s.Policy.Known {
+		known = "NOT KNOWN YET"
+	}
+	p("policy\t%d policies\t%d local ends policed, %d map entries\t%s", s.Policy.Policies, s.Policy.Policed, s.Policy.Entries, known)
 	if err := w.Flush(); err != nil {
 		return err
 	}

@@ -45,6 +45,8 @@ type Enforcer struct {
 	cut     chan struct{} // asks for a look at the kernel's flows
 	changed chan struct{} // tells that the memory is old
 	record  recorder
+	// remembering is held while the memory is written.
+	remembering sync.Mutex
 
 	mu       sync.Mutex
 	compiler *policy.Compiler
@@ -97,7 +99,7 @@ func New(o Options) (*Enforcer, error) {
 func (e *Enforcer) Run(ctx context.Context) error {
 	feed := store.NewFeed(e.Store, e.Log, model.KindEndpoint, model.KindResource)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return feed.Run(ctx, e.take) })
+	g.Go(func() error { return feed.Run(ctx, e.Take) })
 	g.Go(func() error { return e.applyLoop(ctx) })
 	g.Go(func() error { return e.cutLoop(ctx) })
 	g.Go(func() error { return e.rememberLoop(ctx) })

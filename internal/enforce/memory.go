@@ -79,7 +79,12 @@ func (e *Enforcer) rememberLoop(ctx context.Context) error {
 	}
 }
 
+// Remember writes what is known now: whoever says that this node is ready relies on it in its next life.
+func (e *Enforcer) Remember() { e.remember() }
+
 func (e *Enforcer) remember() {
+	e.remembering.Lock()
+	defer e.remembering.Unlock()
 	if err := e.write(); err != nil {
 		e.Log.Error("cannot remember the policies", "error", err)
 	}

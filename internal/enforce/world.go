@@ -14,8 +14,8 @@ import (
 
 // The compiler knows each object by one key: "e/" and an endpoint's, "r/" and a resource's.
 
-// take gives a batch of the store's news to the compiler.
-func (e *Enforcer) take(b store.Batch) {
+// Take gives a batch of the store's news to the compiler.
+func (e *Enforcer) Take(b store.Batch) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if b.Whole {

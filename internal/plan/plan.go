@@ -175,4 +175,7 @@ type Input struct {
 	Keep []Link
 	// Recalled says that Cluster is what this node remembers of it, and its kernel may be newer.
 	Recalled bool
+	// Policed says that there are policies: what a bridge carries between two workloads of one node has to
+	// pass the packet filter too.
+	Policed bool
 }
