@@ -11,13 +11,15 @@ package kube
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
+	strictjson "sigs.k8s.io/json"
 	cnpv1 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heddle-net/heddle/internal/model"
@@ -35,16 +37,16 @@ type kind struct {
 	empty      func() object
 }
 
-// object is one of Kubernetes' types.
+// object is one of Kubernetes' types, or Pod.
 type object interface {
 	metav1.Object
-	runtime.Object
+	GetObjectKind() schema.ObjectKind
 }
 
 // kinds by their names. None of the names is in two groups.
 var kinds = map[string]kind{
 	"Namespace":            {"v1", false, true, func() object { return &corev1.Namespace{} }},
-	"Pod":                  {"v1", true, false, func() object { return &corev1.Pod{} }},
+	"Pod":                  {"v1", true, false, func() object { return &Pod{} }},
 	"ServiceAccount":       {"v1", true, false, func() object { return &corev1.ServiceAccount{} }},
 	"EndpointSlice":        {"discovery.k8s.io/v1", true, false, func() object { return &discoveryv1.EndpointSlice{} }},
 	"NetworkPolicy":        {"networking.k8s.io/v1", true, false, func() object { return &networkingv1.NetworkPolicy{} }},
@@ -65,7 +67,7 @@ func Object(r *model.Resource) (policy.Object, error) {
 	switch o := o.(type) {
 	case *corev1.Namespace:
 		return namespace(o), nil
-	case *corev1.Pod:
+	case *Pod:
 		return orNil(pod(a, o))
 	case *corev1.ServiceAccount:
 		return &policy.ServiceAccount{Namespace: o.Namespace, Name: o.Name, Labels: o.Labels}, nil
@@ -106,9 +108,9 @@ func Check(r *model.Resource) error {
 	return err
 }
 
-// Decode returns the object as Kubernetes' type: a *corev1.Namespace, *corev1.Pod, *corev1.ServiceAccount,
-// *discoveryv1.EndpointSlice, *networkingv1.NetworkPolicy or *v1alpha2.ClusterNetworkPolicy, with name and
-// namespace, and nothing else filled in. Unknown fields are refused, but for those in rules of a
+// Decode returns the object as Kubernetes' type: a *corev1.Namespace, *corev1.ServiceAccount,
+// *discoveryv1.EndpointSlice, *networkingv1.NetworkPolicy or *v1alpha2.ClusterNetworkPolicy; or a *Pod. Name and
+// namespace are filled in, and nothing else. Unknown fields are refused, but for those in rules of a
 // ClusterNetworkPolicy: such a rule comes back with one peer that has no field set, as its specification has it
 // for what is not understood. Values are checked by Object.
 func Decode(r *model.Resource) (any, error) {
@@ -139,6 +141,7 @@ func decode(r *model.Resource) (o object, unknown, err error) {
 		}
 		wrong, unknown = closeUnknown(a, p, r.Body, wrong)
 	}
+	wrong = slices.DeleteFunc(wrong, func(w strictjson.FieldError) bool { return r.Type == "Pod" && unreadInPod(w) })
 	if len(wrong) > 0 {
 		return nil, nil, explainStrict(a, r.Body, o, wrong[0])
 	}

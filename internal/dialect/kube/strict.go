@@ -61,11 +61,21 @@ func explain(a at, raw json.RawMessage, t reflect.Type) error {
 		if json.Unmarshal(raw, &values) != nil {
 			return a.bad(raw, "fields with their values")
 		}
-		known := fields(t)
+		read := fields(t)
+		known := read
+		switch t {
+		case reflect.TypeFor[PodSpec]():
+			known = podFields
+		case reflect.TypeFor[Container]():
+			known = containerFields
+		}
 		for _, name := range slices.Sorted(maps.Keys(values)) {
-			in := known[name]
+			in := read[name]
 			if t.Kind() == reflect.Map {
 				in = t.Elem()
+			}
+			if in == nil && known[name] != nil {
+				continue
 			}
 			if in == nil {
 				return at{a.noun, "unknown field " + a.field(name).path}.bad(values[name], "one of "+strings.Join(slices.Sorted(maps.Keys(known)), ", "))
@@ -129,8 +139,6 @@ func wanted(t reflect.Type) string {
 		return "a whole number of 32 bits or text"
 	case "Time", "MicroTime":
 		return "a time such as 2006-01-02T15:04:05Z"
-	case "Quantity":
-		return "a quantity such as 100m or 1Gi"
 	}
 	return "a value for " + t.Name()
 }

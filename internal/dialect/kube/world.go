@@ -8,7 +8,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/heddle-net/heddle/internal/policy"
 )
@@ -31,72 +30,6 @@ func namespace(n *corev1.Namespace) *policy.Namespace {
 	}
 	labels[corev1.LabelMetadataName] = n.Name
 	return &policy.Namespace{Name: n.Name, Labels: labels}
-}
-
-// pod takes labels, service account and named ports. One on the host's network is the node, as far as the
-// network can see: no policy selects it, so it has none of these.
-func pod(a at, p *corev1.Pod) (*policy.Pod, error) {
-	out := &policy.Pod{Namespace: p.Namespace, Name: p.Name}
-	spec := a.field("spec")
-	account := p.Spec.ServiceAccountName
-	if account == "" {
-		account = p.Spec.DeprecatedServiceAccount
-	}
-	if account != "" {
-		if why := validation.IsDNS1123Subdomain(account); len(why) > 0 {
-			return nil, spec.field("serviceAccountName").bad(account, "a name of RFC 1123: "+why[0])
-		}
-	}
-	var ports []policy.NamedPort
-	for i, c := range p.Spec.InitContainers {
-		// Others have ended before the pod is of use to anybody.
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			named, err := containerPorts(spec.field("initContainers").item(i).field("ports"), c.Ports)
-			if err != nil {
-				return nil, err
-			}
-			ports = append(ports, named...)
-		}
-	}
-	for i, c := range p.Spec.Containers {
-		named, err := containerPorts(spec.field("containers").item(i).field("ports"), c.Ports)
-		if err != nil {
-			return nil, err
-		}
-		ports = append(ports, named...)
-	}
-	if !p.Spec.HostNetwork {
-		out.Labels, out.ServiceAccount, out.Ports = p.Labels, account, ports
-	}
-	return out, nil
-}
-
-// containerPorts are those that have a name.
-func containerPorts(a at, ports []corev1.ContainerPort) ([]policy.NamedPort, error) {
-	var out []policy.NamedPort
-	for i, p := range ports {
-		a := a.item(i)
-		number, err := portNumber(a.field("containerPort"), p.ContainerPort)
-		if err != nil {
-			return nil, err
-		}
-		given := &p.Protocol
-		if p.Protocol == "" {
-			given = nil
-		}
-		proto, err := protocol(a.field("protocol"), given)
-		if err != nil {
-			return nil, err
-		}
-		if p.Name == "" {
-			continue
-		}
-		if why := validation.IsValidPortName(p.Name); len(why) > 0 {
-			return nil, a.field("name").bad(p.Name, "a port's name: "+why[0])
-		}
-		out = append(out, policy.NamedPort{Name: p.Name, Protocol: proto, Port: number})
-	}
-	return out, nil
 }
 
 // protocol reads one; none is TCP.

@@ -59,6 +59,10 @@ spec:
 			Namespace: "dev", Name: "web-1", Labels: map[string]string{"app": "web"}, ServiceAccount: "web",
 			Ports: []policy.NamedPort{port("metrics", 6, 9090), port("http", 6, 8080), port("dns", 17, 53), port("http", 132, 65535)},
 		}},
+		"pod with quantities that take forever": {
+			"{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {overhead: {cpu: 1e-999999999}, containers: [{resources: {limits: {cpu: 1e-999999999}}, ports: [{name: a, containerPort: 1}]}]}}",
+			&policy.Pod{Namespace: "default", Name: "p", Ports: []policy.NamedPort{port("a", 6, 1)}},
+		},
 		"pod with labels only": {
 			"{apiVersion: v1, kind: Pod, metadata: {name: p, labels: {a: b}}}",
 			&policy.Pod{Namespace: "default", Name: "p", Labels: map[string]string{"a": "b"}},
@@ -137,7 +141,9 @@ func TestBadObjectsOfTheWorldAreRefusedByFieldAndValue(t *testing.T) {
 		{"{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{ports: [{containerPort: 65536}]}]}}", `Pod default/a: spec.containers[0].ports[0].containerPort 65536: want a port, 1..65535`},
 		{"{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{}, {ports: [{containerPort: 1, name: A}]}]}}", `Pod default/a: spec.containers[1].ports[0].name "A": want a port's name: `},
 		{"{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {initContainers: [{restartPolicy: Always, ports: [{containerPort: 1, protocol: X}]}]}}", `Pod default/a: spec.initContainers[0].ports[0].protocol "X": want TCP, UDP or SCTP`},
-		{"{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{resources: {limits: {cpu: lots}}}]}}", `Pod default/a: spec.containers[0].resources.limits.cpu "lots": want a quantity such as 100m or 1Gi`},
+		{"{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {volumes: 7, containers: [{image: i, port: []}]}}", `Pod default/a: unknown field spec.containers[0].port []: want one of args, command, `},
+		{"{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{image: i, ports: [{name: a, contanerPort: 1}]}]}}", `Pod default/a: unknown field spec.containers[0].ports[0].contanerPort 1: want one of containerPort, hostIP, hostPort, name, protocol`},
+		{"{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {nodeName: n, containers: {}}}", `Pod default/a: spec.containers {}: want a list`},
 		{slice("endpoints: []"), `EndpointSlice default/s: addressType "": want IPv4, IPv6 or FQDN`},
 		{slice("addressType: IPv4, endpoints: [{addresses: ['fd00::1']}]"), `EndpointSlice default/s: endpoints[0].addresses[0] "fd00::1": want an IPv4 address`},
 		{slice("addressType: IPv6, endpoints: [{addresses: ['fd00::1', '::ffff:10.0.0.1']}]"), `EndpointSlice default/s: endpoints[0].addresses[1] "::ffff:10.0.0.1": want an IPv6 address`},
@@ -181,7 +187,7 @@ func TestBodyMustBeWhatItIsFiledAs(t *testing.T) {
 func TestDecodeGivesKubernetesTypes(t *testing.T) {
 	for object, want := range map[string]any{
 		"{apiVersion: v1, kind: Namespace, metadata: {name: a}}":                            &corev1.Namespace{},
-		"{apiVersion: v1, kind: Pod, metadata: {name: a}}":                                  &corev1.Pod{},
+		"{apiVersion: v1, kind: Pod, metadata: {name: a}}":                                  &Pod{},
 		"{apiVersion: v1, kind: ServiceAccount, metadata: {name: a}}":                       &corev1.ServiceAccount{},
 		"{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a}}":       &discoveryv1.EndpointSlice{},
 		"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a}}":      &networkingv1.NetworkPolicy{},
