@@ -2,6 +2,7 @@ package kube
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -24,8 +25,8 @@ func readStrict(a at, body []byte, into any) (wrong []strictjson.FieldError, err
 		return nil, fmt.Errorf("%s: %s", a.noun, strings.TrimPrefix(err.Error(), "json: "))
 	}
 	for _, e := range errs {
-		f, ok := e.(strictjson.FieldError)
-		if !ok {
+		var f strictjson.FieldError
+		if !errors.As(e, &f) {
 			return nil, fmt.Errorf("%s: %w", a.noun, e)
 		}
 		wrong = append(wrong, f)

@@ -90,9 +90,10 @@ func endpointSlice(a at, s *discoveryv1.EndpointSlice) (*policy.EndpointSlice, e
 func slicePorts(a at, ports []discoveryv1.EndpointPort) ([]policy.ServiceEndpoint, error) {
 	var out []policy.ServiceEndpoint
 	for i, p := range ports {
+		a := a.item(i)
 		var one policy.ServiceEndpoint
 		if p.Port != nil {
-			a, err := a.item(i), error(nil)
+			var err error
 			if one.Port, err = portNumber(a.field("port"), *p.Port); err != nil {
 				return nil, err
 			}
