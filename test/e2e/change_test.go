@@ -229,9 +229,11 @@ func restart(ctx context.Context, t *testing.T, l *lab.Lab, node string, sig sys
 		t.Fatal(err)
 	}
 	eventually(t, 30*time.Second, node+"'s agent is back and ready", func() error {
-		now, err := l.Node(node).AgentPID()
-		if err != nil || now == before {
-			return fmt.Errorf("process %d, was %d: %v", now, before, err)
+		switch now, err := l.Node(node).AgentPID(); {
+		case err != nil:
+			return err
+		case now == before:
+			return fmt.Errorf("process %d is still there", now)
 		}
 		return isReady(ctx, l, node)
 	})

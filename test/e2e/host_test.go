@@ -218,15 +218,25 @@ func (h *host) write(name, text string) {
 	}
 }
 
-// kernel prints all that a namespace's kernel holds and that does not change by itself.
+// kernel prints all that a namespace's kernel holds and that does not change by itself. What goes to
+// standard error is no part of it: `ip link` looks up the names of all namespaces, and complains of one that
+// another test takes away at that moment.
 func kernel(t *testing.T, ns string) string {
 	t.Helper()
-	out := harness.Run(t, "ip", "netns", "exec", ns, "sh", "-c", `
+	out, err := exec.Command("ip", "netns", "exec", ns, "sh", "-ec", `
 ip -d -o link; ip -o addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all
 ip neigh show nud permanent; bridge fdb show; nft list ruleset
-grep -r . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter \
-  /proc/sys/net/ipv4/conf/*/proxy_arp /proc/sys/net/ipv6/conf/*/forwarding /proc/sys/net/ipv6/conf/*/accept_ra`)
-	return timerRE.ReplaceAllString(out, "")
+grep -rs . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter \
+  /proc/sys/net/ipv4/conf/*/proxy_arp /proc/sys/net/ipv6/conf/*/forwarding /proc/sys/net/ipv6/conf/*/accept_ra ||
+  true # a device that goes takes its files along`).Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Logf("%s", exit.Stderr)
+		}
+		t.Fatalf("the kernel of %s: %v\n%s", ns, err, out)
+	}
+	return timerRE.ReplaceAllString(string(out), "")
 }
 
 var timerRE = regexp.MustCompile(` (\w+_timer +[0-9.]+|expires \w+)`)
