@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -49,8 +50,10 @@ type Driver struct {
 	inside []string
 	log    *slog.Logger
 
-	mu sync.Mutex
-	c  *conn // nil until needed; what it made belongs to it
+	watchers sync.Map // *conn of each Watch to its changed
+	mu       sync.Mutex
+	missed   bool  // a Watch was deaf for a moment
+	c        *conn // nil until needed; what it made belongs to it
 	// flags are those of the tables: none where the kernel does not know them.
 	flags uint32
 	// destroys: the kernel takes out elements that are not there without complaint (Linux 6.3).
@@ -105,7 +108,7 @@ func (d *Driver) open() error {
 // Apply compares both tables with t and repairs them.
 func (d *Driver) Apply(ctx context.Context, t *policy.Table) (changed int, problems []model.Problem) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if err := ctx.Err(); err != nil {
 		return 0, []model.Problem{problemOf(err)}
 	}
@@ -121,12 +124,6 @@ func (d *Driver) Apply(ctx context.Context, t *policy.Table) (changed int, probl
 	if err != nil {
 		return n, append(problems, problemOf(err))
 	}
-	if !d.probed {
-		if err := d.probe(); err != nil {
-			return n, append(problems, problemOf(err))
-		}
-		d.probed = true
-	}
 	d.known = true
 	return n, problems
 }
@@ -135,66 +132,81 @@ func (d *Driver) Apply(ctx context.Context, t *policy.Table) (changed int, probl
 // and the repair.
 const applyTries = 5
 
-func (d *Driver) apply(want contents) (int, error) {
-	for try := 1; ; try++ {
-		n, err := d.applyOnce(want)
-		if err == nil || try == applyTries || !errors.Is(err, errStale) {
+func (d *Driver) apply(want contents) (n int, err error) {
+	if !d.probed {
+		if err := d.probe(); err != nil {
+			return 0, err
+		}
+		d.probed = true
+	}
+	for range applyTries {
+		changed, err := d.applyOnce(want)
+		n += changed
+		if !errors.Is(err, errStale) {
 			return n, err
 		}
 	}
+	return n, fmt.Errorf("repair: the ruleset changed during each of %d tries: %w", applyTries, errStale)
 }
 
-func (d *Driver) applyOnce(want contents) (int, error) {
+func (d *Driver) applyOnce(want contents) (n int, err error) {
 	generation, err := d.c.generation()
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", errNone, err)
 	}
 	m := newBatch(generation)
-	there := map[*tableSpec]bool{}
+	var there, absent []*tableSpec
 	for _, t := range skeleton {
-		if there[t], err = d.repair(m, t, want); err != nil {
+		have, err := d.c.form(t)
+		if err == nil && have == nil {
+			absent = append(absent, t)
+			continue
+		}
+		there = append(there, t)
+		if err == nil {
+			err = d.repair(m, t, have, want)
+		}
+		if err != nil {
 			return 0, fmt.Errorf("table %s: %w", tableText(t), err)
 		}
 	}
-	if m.empty() {
-		return 0, nil
+	if !m.empty() {
+		err = d.commit(m)
+		if err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, errStale) {
+			d.log.Warn("tables refused a change, making them anew", "error", err)
+			m = newBatch(generation)
+			for _, t := range there {
+				d.rebuild(m, t, want)
+			}
+			err = d.commit(m)
+		}
+		if err != nil {
+			return 0, err
+		}
+		n = m.n
 	}
-	err = d.c.commit(m)
-	switch {
-	case err == nil:
-		d.log.Info("tables written", "changed", m.n)
-		return m.n, nil
-	case errors.Is(err, unix.EPERM), errors.Is(err, errStale):
-		return 0, err
-	case d.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)):
-		d.log.Info("the kernel has no tables with an owner that persist (Linux 6.9): going on without")
-		d.flags = 0
-	default:
-		d.log.Warn("tables refused a change, making them anew", "error", err)
+	for _, t := range absent {
+		built, err := d.build(t, want)
+		n += built
+		if err != nil {
+			return n, fmt.Errorf("table %s: %w", tableText(t), err)
+		}
 	}
-	m = newBatch(generation)
-	for _, t := range skeleton {
-		d.rebuild(m, t, want, there[t])
+	if n > 0 {
+		d.log.Info("tables written", "changed", n)
 	}
-	if err := d.c.commit(m); err != nil {
-		return 0, err
-	}
-	return m.n, nil
+	return n, nil
 }
 
-// repair writes what makes a table equal to what it should be, and tells whether there was one.
-func (d *Driver) repair(m *message, t *tableSpec, want contents) (there bool, err error) {
-	have, err := d.c.form(t.family)
-	if err != nil {
-		return false, err
-	}
-	owned := have != nil && have.flags&tableOwner != 0
+// repair writes what makes a table that is there equal to what it should be.
+func (d *Driver) repair(m *message, t *tableSpec, have *form, want contents) error {
+	owned := have.flags&tableOwner != 0
 	if owned && have.owner != d.c.port {
-		return true, fmt.Errorf("it belongs to another process (netlink port %d): %w", have.owner, unix.EPERM)
+		return fmt.Errorf("it belongs to another process (netlink port %d): %w", have.owner, unix.EPERM)
 	}
-	if have == nil || have.flags&^tableOwner != d.flags&^tableOwner || !have.same(t, d.local.chains(t)) {
-		d.rebuild(m, t, want, have != nil)
-		return have != nil, nil
+	if have.flags&^tableOwner != d.flags&^tableOwner || !have.same(t, d.local.chains(t)) {
+		d.rebuild(m, t, want)
+		return nil
 	}
 	if !owned && d.flags != 0 {
 		m.table(t, d.flags) // a table that has lost its owner is taken over
@@ -202,23 +214,33 @@ func (d *Driver) repair(m *message, t *tableSpec, want contents) (there bool, er
 	for _, s := range t.sets {
 		diff, err := d.c.compare(t, s, want[s], owned, d.counts(s))
 		if err != nil {
-			return true, fmt.Errorf("set %s: %w", s.name, err)
+			return fmt.Errorf("set %s: %w", s.name, err)
 		}
-		m.elements(t.family, s, unix.NFT_MSG_DELSETELEM, diff.gone, false)
-		m.elements(t.family, s, unix.NFT_MSG_NEWSETELEM, diff.missing, d.counts(s))
+		m.elements(t, s, unix.NFT_MSG_DELSETELEM, diff.gone, false)
+		m.elements(t, s, unix.NFT_MSG_NEWSETELEM, diff.missing, d.counts(s))
 	}
-	return true, nil
+	return nil
 }
 
-// rebuild writes a table whole, in place of whatever is there.
-func (d *Driver) rebuild(m *message, t *tableSpec, want contents, there bool) {
-	if there {
-		m.delTable(t.family)
+// rebuild writes a table whole, in place of the one that is there.
+func (d *Driver) rebuild(m *message, t *tableSpec, want contents) {
+	m.delTable(t)
+	d.sets(m, t)
+	for _, s := range t.sets {
+		m.elements(t, s, unix.NFT_MSG_NEWSETELEM, want[s], d.counts(s))
 	}
+	d.chains(m, t)
+}
+
+// sets writes a table that has no chains and no elements.
+func (d *Driver) sets(m *message, t *tableSpec) {
 	m.table(t, d.flags)
 	for i, s := range t.sets {
 		m.set(t, s, uint32(i+1))
 	}
+}
+
+func (d *Driver) chains(m *message, t *tableSpec) {
 	chains := d.local.chains(t)
 	for _, c := range chains {
 		m.chain(t, c)
@@ -226,9 +248,36 @@ func (d *Driver) rebuild(m *message, t *tableSpec, want contents, there bool) {
 	for _, c := range chains {
 		m.rules(t, c)
 	}
-	for _, s := range t.sets {
-		m.elements(t.family, s, unix.NFT_MSG_NEWSETELEM, want[s], d.counts(s))
+}
+
+// portion is how many elements a transaction has when nothing hangs on their coming together. For each the
+// kernel keeps a page of memory until the end of the transaction, if anybody on the machine listens.
+const portion = 5000
+
+// build makes a table where there is none. It judges nothing before the last of its transactions, which
+// brings the chains.
+func (d *Driver) build(t *tableSpec, want contents) (n int, err error) {
+	m := newBatch(0)
+	step := func() {
+		if err == nil {
+			err = d.commit(m)
+			n += m.n
+		}
+		m = newBatch(0)
 	}
+	d.sets(m, t)
+	step()
+	for _, s := range t.sets {
+		for keys := range slices.Chunk(s.sorted(want[s]), portion) {
+			m.part(t, s, unix.NFT_MSG_NEWSETELEM, keys, want[s], d.counts(s))
+			if m.n >= portion {
+				step()
+			}
+		}
+	}
+	d.chains(m, t)
+	step()
+	return n, err
 }
 
 // counts tells whether the elements of a set carry counters.
@@ -239,7 +288,7 @@ func (d *Driver) counts(s *setSpec) bool {
 // Sweep removes both tables.
 func (d *Driver) Sweep(ctx context.Context) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -249,18 +298,18 @@ func (d *Driver) Sweep(ctx context.Context) error {
 	d.known = false
 	m := newBatch(0)
 	for _, t := range skeleton {
-		have, err := d.c.form(t.family)
+		have, err := d.c.form(t)
 		if err != nil {
 			return fmt.Errorf("table %s: %w", tableText(t), err)
 		}
 		if have != nil {
-			m.delTable(t.family)
+			m.delTable(t)
 		}
 	}
 	if m.empty() {
 		return nil
 	}
-	if err := d.c.commit(m); err != nil {
+	if err := d.commit(m); err != nil {
 		return fmt.Errorf("delete tables %s: %w", TableName, err)
 	}
 	return nil

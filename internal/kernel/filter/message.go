@@ -140,22 +140,22 @@ const created = unix.NLM_F_REQUEST | unix.NLM_F_CREATE
 
 func (m *message) table(t *tableSpec, flags uint32) {
 	at := m.header(unix.NFT_MSG_NEWTABLE, created, t.family, 0)
-	m.text(unix.NFTA_TABLE_NAME, TableName)
+	m.text(unix.NFTA_TABLE_NAME, t.name)
 	m.u32(unix.NFTA_TABLE_FLAGS, flags)
 	m.end(at)
 	m.n++
 }
 
-func (m *message) delTable(family nftables.TableFamily) {
-	at := m.header(unix.NFT_MSG_DELTABLE, unix.NLM_F_REQUEST, family, 0)
-	m.text(unix.NFTA_TABLE_NAME, TableName)
+func (m *message) delTable(t *tableSpec) {
+	at := m.header(unix.NFT_MSG_DELTABLE, unix.NLM_F_REQUEST, t.family, 0)
+	m.text(unix.NFTA_TABLE_NAME, t.name)
 	m.end(at)
 	m.n++
 }
 
 func (m *message) set(t *tableSpec, s *setSpec, id uint32) {
 	at := m.header(unix.NFT_MSG_NEWSET, created, t.family, 0)
-	m.text(unix.NFTA_SET_TABLE, TableName)
+	m.text(unix.NFTA_SET_TABLE, t.name)
 	m.text(unix.NFTA_SET_NAME, s.name)
 	m.u32(unix.NFTA_SET_FLAGS, s.flags)
 	m.u32(unix.NFTA_SET_KEY_TYPE, s.typ)
@@ -188,7 +188,7 @@ const nftaSetFieldLen = 1
 
 func (m *message) chain(t *tableSpec, c *chainSpec) {
 	at := m.header(unix.NFT_MSG_NEWCHAIN, created, t.family, 0)
-	m.text(unix.NFTA_CHAIN_TABLE, TableName)
+	m.text(unix.NFTA_CHAIN_TABLE, t.name)
 	m.text(unix.NFTA_CHAIN_NAME, c.name)
 	if c.base {
 		hook := m.nest(unix.NFTA_CHAIN_HOOK)
@@ -208,7 +208,7 @@ const policyAccept = 1
 func (m *message) delChain(t *tableSpec, c *chainSpec) {
 	for _, kind := range []uint16{unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELCHAIN} {
 		at := m.header(kind, unix.NLM_F_REQUEST, t.family, 0)
-		m.text(unix.NFTA_CHAIN_TABLE, TableName) // the same numbers in messages about rules
+		m.text(unix.NFTA_CHAIN_TABLE, t.name) // the same numbers in messages about rules
 		chain := uint16(unix.NFTA_CHAIN_NAME)
 		if kind == unix.NFT_MSG_DELRULE {
 			chain = unix.NFTA_RULE_CHAIN
@@ -222,7 +222,7 @@ func (m *message) delChain(t *tableSpec, c *chainSpec) {
 func (m *message) rules(t *tableSpec, c *chainSpec) {
 	for _, r := range c.rules {
 		at := m.header(unix.NFT_MSG_NEWRULE, created|unix.NLM_F_APPEND, t.family, 0)
-		m.text(unix.NFTA_RULE_TABLE, TableName)
+		m.text(unix.NFTA_RULE_TABLE, t.name)
 		m.text(unix.NFTA_RULE_CHAIN, c.name)
 		exprs := m.nest(unix.NFTA_RULE_EXPRESSIONS)
 		for _, e := range r.exprs {

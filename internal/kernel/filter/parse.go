@@ -17,6 +17,7 @@ import (
 
 // tableSpec is a table as it should be.
 type tableSpec struct {
+	name   string
 	family nftables.TableFamily
 	sets   []*setSpec
 	chains []*chainSpec
@@ -104,7 +105,7 @@ func mustRead(text string) []*tableSpec {
 			}
 			set, chain = nil, nil
 		case w[0] == "table":
-			table = &tableSpec{family: familyOfTables[w[1]]}
+			table = &tableSpec{name: w[2], family: familyOfTables[w[1]]}
 			out = append(out, table)
 		case w[0] == "set", w[0] == "map":
 			set = &setSpec{name: w[1], data: w[0] == "map"}

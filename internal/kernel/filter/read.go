@@ -86,7 +86,8 @@ func (c *conn) dumpOne(kind uint16, family nftables.TableFamily, attrs []byte, f
 }
 
 // form reads a table; nil when there is none.
-func (c *conn) form(family nftables.TableFamily) (*form, error) {
+func (c *conn) form(t *tableSpec) (*form, error) {
+	family := t.family
 	var f *form
 	err := c.dump(unix.NFT_MSG_GETTABLE, family, nil, false, func() { f = nil }, func(fam byte, attrs []byte) error {
 		got, name := &form{}, ""
@@ -100,7 +101,7 @@ func (c *conn) form(family nftables.TableFamily) (*form, error) {
 				got.owner = be32(v)
 			}
 		}
-		if name == TableName && fam == byte(family) {
+		if name == t.name && fam == byte(family) {
 			f = got
 		}
 		return nil
@@ -108,13 +109,13 @@ func (c *conn) form(family nftables.TableFamily) (*form, error) {
 	if err != nil || f == nil {
 		return nil, err
 	}
-	if err := c.chains(family, f); err != nil {
+	if err := c.chains(t, f); err != nil {
 		return nil, fmt.Errorf("chains: %w", err)
 	}
-	if err := c.sets(family, f); err != nil {
+	if err := c.sets(t, f); err != nil {
 		return nil, fmt.Errorf("sets: %w", err)
 	}
-	if err := c.marks(family, f); err != nil {
+	if err := c.marks(t, f); err != nil {
 		return nil, fmt.Errorf("rules: %w", err)
 	}
 	return f, nil
@@ -123,8 +124,8 @@ func (c *conn) form(family nftables.TableFamily) (*form, error) {
 // nftaTableOwner is NFTA_TABLE_OWNER of linux/netfilter/nf_tables.h.
 const nftaTableOwner = 7
 
-func (c *conn) chains(family nftables.TableFamily, f *form) error {
-	return c.dump(unix.NFT_MSG_GETCHAIN, family, nil, false, func() { f.chains = map[string]chainForm{} }, func(_ byte, attrs []byte) error {
+func (c *conn) chains(t *tableSpec, f *form) error {
+	return c.dump(unix.NFT_MSG_GETCHAIN, t.family, nil, false, func() { f.chains = map[string]chainForm{} }, func(_ byte, attrs []byte) error {
 		var got chainForm
 		table, name := "", ""
 		for kind, v := range attributes(attrs) {
@@ -149,15 +150,15 @@ func (c *conn) chains(family nftables.TableFamily, f *form) error {
 				}
 			}
 		}
-		if table == TableName {
+		if table == t.name {
 			f.chains[name] = got
 		}
 		return nil
 	})
 }
 
-func (c *conn) sets(family nftables.TableFamily, f *form) error {
-	return c.dump(unix.NFT_MSG_GETSET, family, ofTable(unix.NFTA_SET_TABLE), false, func() { f.sets = map[string]setForm{} }, func(_ byte, attrs []byte) error {
+func (c *conn) sets(t *tableSpec, f *form) error {
+	return c.dump(unix.NFT_MSG_GETSET, t.family, t.request(unix.NFTA_SET_TABLE), false, func() { f.sets = map[string]setForm{} }, func(_ byte, attrs []byte) error {
 		var got setForm
 		name := ""
 		for kind, v := range attributes(attrs) {
@@ -181,15 +182,15 @@ func (c *conn) sets(family nftables.TableFamily, f *form) error {
 	})
 }
 
-// ofTable are the attributes of a request for what is in the table.
-func ofTable(kind uint16) []byte {
+// request are the attributes of a request for what is in the table.
+func (t *tableSpec) request(kind uint16) []byte {
 	m := &message{}
-	m.text(kind, TableName)
+	m.text(kind, t.name)
 	return m.b
 }
 
-func (c *conn) marks(family nftables.TableFamily, f *form) error {
-	return c.dump(unix.NFT_MSG_GETRULE, family, ofTable(unix.NFTA_RULE_TABLE), false, func() { f.marks = map[string][]string{} }, func(_ byte, attrs []byte) error {
+func (c *conn) marks(t *tableSpec, f *form) error {
+	return c.dump(unix.NFT_MSG_GETRULE, t.family, t.request(unix.NFTA_RULE_TABLE), false, func() { f.marks = map[string][]string{} }, func(_ byte, attrs []byte) error {
 		chain, mark := "", ""
 		for kind, v := range attributes(attrs) {
 			switch kind {
@@ -240,7 +241,7 @@ type difference struct {
 // have changed them meanwhile. With counted they are to carry counters, otherwise not to.
 func (c *conn) compare(t *tableSpec, s *setSpec, want elements, settled, counted bool) (d difference, err error) {
 	begin := func() { d = difference{gone: elements{}, missing: maps.Clone(want)} }
-	err = c.each(t.family, s, settled, begin, func(i ident, value uint32, counter []byte) {
+	err = c.each(t, s, settled, begin, func(i ident, value uint32, counter []byte) {
 		wanted, ok := want[i]
 		switch {
 		case !ok:
@@ -255,11 +256,11 @@ func (c *conn) compare(t *tableSpec, s *setSpec, want elements, settled, counted
 }
 
 // each calls f for every element of a set. counter are the attributes of its counter, nil when it has none.
-func (c *conn) each(family nftables.TableFamily, s *setSpec, settled bool, begin func(), f func(i ident, value uint32, counter []byte)) error {
+func (c *conn) each(t *tableSpec, s *setSpec, settled bool, begin func(), f func(i ident, value uint32, counter []byte)) error {
 	req := &message{}
-	req.text(unix.NFTA_SET_ELEM_LIST_TABLE, TableName)
+	req.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.name)
 	req.text(unix.NFTA_SET_ELEM_LIST_SET, s.name)
-	return c.dump(unix.NFT_MSG_GETSETELEM, family, req.b, settled, begin, func(_ byte, attrs []byte) error {
+	return c.dump(unix.NFT_MSG_GETSETELEM, t.family, req.b, settled, begin, func(_ byte, attrs []byte) error {
 		for kind, list := range attributes(attrs) {
 			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 				continue

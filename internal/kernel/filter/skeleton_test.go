@@ -94,7 +94,7 @@ func (s space) dumped(family nftables.TableFamily) []string {
 		line("chain", a, unix.NFTA_CHAIN_HANDLE, 12, unix.NFTA_CHAIN_COUNTERS, 11)
 	})
 	var names []string
-	dump(unix.NFT_MSG_GETSET, ofTable(unix.NFTA_SET_TABLE), func(a []byte) {
+	dump(unix.NFT_MSG_GETSET, skeleton[0].request(unix.NFTA_SET_TABLE), func(a []byte) {
 		for k, v := range attributes(a) {
 			if k == unix.NFTA_SET_NAME {
 				names = append(names, str(v))
@@ -118,7 +118,7 @@ func (s space) dumped(family nftables.TableFamily) []string {
 		})
 	}
 	sort.Strings(out)
-	dump(unix.NFT_MSG_GETRULE, ofTable(unix.NFTA_RULE_TABLE), func(a []byte) {
+	dump(unix.NFT_MSG_GETRULE, skeleton[0].request(unix.NFTA_RULE_TABLE), func(a []byte) {
 		chain, text := "", ""
 		for k, v := range attributes(a) {
 			switch k {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/heddle-net/heddle/internal/policy"
@@ -57,7 +59,7 @@ func withChains(l locals) string {
 
 // words are elements as nft spells them, sorted.
 func (s *setSpec) words(es elements) []string {
-	keys := s.sorted(es)
+	keys := slices.SortedFunc(maps.Keys(es), compareIdents)
 	var out []string
 	for n, i := range keys {
 		if i.ends() {

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/internal/policy"
@@ -32,7 +31,7 @@ type change struct {
 // are on their way through the chains. A row never changes, so nobody can tell.
 func (d *Driver) Update(ctx context.Context, delta *policy.Delta) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -56,7 +55,7 @@ func (d *Driver) Update(ctx context.Context, delta *policy.Delta) error {
 	} {
 		m := newBatch(0)
 		if err = write(m); err == nil && !m.empty() {
-			err = d.c.commit(m)
+			err = d.commit(m)
 		}
 		if err != nil {
 			d.known = false
@@ -91,16 +90,16 @@ func (d *Driver) write(m *message, c *change) error {
 func (d *Driver) replace(m *message, del, put contents) error {
 	for _, t := range skeleton {
 		for _, s := range t.sets {
-			m.elements(t.family, s, unix.NFT_MSG_DELSETELEM, del[s], false)
+			m.elements(t, s, unix.NFT_MSG_DELSETELEM, del[s], false)
 			if s.data && d.destroys {
-				m.elements(t.family, s, nftMsgDestroySetElem, put[s], false)
+				m.elements(t, s, nftMsgDestroySetElem, put[s], false)
 			} else if s.data {
 				there := elements{}
 				for i := range put[s] {
 					if _, gone := del[s][i]; gone {
 						continue
 					}
-					ok, err := d.c.has(t.family, s, i)
+					ok, err := d.c.has(t, s, i)
 					if err != nil {
 						return fmt.Errorf("set %s: %w", s.name, err)
 					}
@@ -108,34 +107,19 @@ func (d *Driver) replace(m *message, del, put contents) error {
 						there[i] = 0
 					}
 				}
-				m.elements(t.family, s, unix.NFT_MSG_DELSETELEM, there, false)
+				m.elements(t, s, unix.NFT_MSG_DELSETELEM, there, false)
 			}
-			m.elements(t.family, s, unix.NFT_MSG_NEWSETELEM, put[s], d.counts(s))
+			m.elements(t, s, unix.NFT_MSG_NEWSETELEM, put[s], d.counts(s))
 		}
 	}
 	return nil
 }
 
-// nftMsgDestroySetElem is NFT_MSG_DESTROYSETELEM of linux/netfilter/nf_tables.h: Linux 6.3.
-const nftMsgDestroySetElem = 30
-
-// probe finds out whether the kernel destroys elements, by one that is not there.
-func (d *Driver) probe() error {
-	m := newBatch(0)
-	m.elements(inetTable.family, rows, nftMsgDestroySetElem, elements{keyOf(native(codeContinue)): 0}, false)
-	err := d.c.commit(m)
-	if errors.Is(err, unix.EINVAL) {
-		d.destroys = false
-		return nil
-	}
-	return err
-}
-
 // has asks for one element.
-func (c *conn) has(family nftables.TableFamily, s *setSpec, i ident) (bool, error) {
+func (c *conn) has(t *tableSpec, s *setSpec, i ident) (bool, error) {
 	m := &message{}
-	m.elements(family, s, unix.NFT_MSG_GETSETELEM, elements{i: 0}, false)
-	err := c.dumpOne(unix.NFT_MSG_GETSETELEM, family, m.b[unix.SizeofNlMsghdr+4:], func(byte, []byte) error { return nil })
+	m.elements(t, s, unix.NFT_MSG_GETSETELEM, elements{i: 0}, false)
+	err := c.dumpOne(unix.NFT_MSG_GETSETELEM, t.family, m.b[unix.SizeofNlMsghdr+4:], func(byte, []byte) error { return nil })
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}

@@ -29,6 +29,8 @@ func (d *Driver) Watch(ctx context.Context, changed func()) error {
 	if err := errors.Join(c.SetReadBuffer(watchBuffer), c.SetBPF(notFrom(own)), c.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
 		return fmt.Errorf("watch policy: %w", err)
 	}
+	d.watchers.Store(c, changed)
+	defer d.watchers.Delete(c)
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
 
@@ -49,6 +51,42 @@ func (d *Driver) Watch(ctx context.Context, changed func()) error {
 		case concerned:
 			changed()
 		}
+	}
+}
+
+// loud is how many elements a transaction may have before nobody of the driver listens to it: the kernel
+// keeps a page of memory for each until its end, while anybody does.
+const loud = 2 * portion
+
+// commit is a transaction.
+func (d *Driver) commit(m *message) error {
+	if m.n <= loud {
+		return d.c.commit(m)
+	}
+	deaf := false
+	d.watchers.Range(func(c, _ any) bool {
+		deaf = c.(*conn).LeaveGroup(unix.NFNLGRP_NFTABLES) == nil || deaf
+		return true
+	})
+	err := d.c.commit(m)
+	d.watchers.Range(func(c, _ any) bool {
+		if err := c.(*conn).JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+			d.log.Warn("cannot listen to the ruleset any more", "error", err)
+			_ = c.(*conn).Close() // ends Watch
+		}
+		return true
+	})
+	d.missed = d.missed || deaf
+	return err
+}
+
+// unlock ends a call, and has those look who missed what others changed meanwhile.
+func (d *Driver) unlock() {
+	missed := d.missed
+	d.missed = false
+	d.mu.Unlock()
+	if missed {
+		d.watchers.Range(func(_, changed any) bool { changed.(func())(); return true })
 	}
 }
 
