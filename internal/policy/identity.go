@@ -11,6 +11,7 @@ type group struct {
 	text     string
 	facts    facts
 	identity *identity
+	from     *identity // of a new group: of a group that one of its members was in before
 	members  []*address
 	ranges   int // how many ranges are of it
 	// changed: the number of its identity did, in this round. stale: what it makes of predicates may have.
@@ -76,6 +77,9 @@ func (s *identities) join(a *address, g *group) {
 		return
 	}
 	if old := a.group; old != nil && old != s.none {
+		if g != nil && g.identity == nil {
+			g.from = old.identity
+		}
 		last := old.members[len(old.members)-1]
 		old.members[a.pos] = last
 		last.pos = a.pos
@@ -181,7 +185,11 @@ func (s *identities) settle() (changed []*group) {
 		s.fresh = append(s.fresh, to)
 		for _, g := range m.groups {
 			// An identity that others join in this round keeps its number.
-			if from := g.identity; from != nil && from.num != 0 && leaving[from] == from.groups && !inherited[from] && moves[from.text] == nil {
+			from := g.identity
+			if from == nil {
+				from = g.from
+			}
+			if from != nil && from.num != 0 && leaving[from] == from.groups && !inherited[from] && moves[from.text] == nil {
 				inherited[from] = true
 				to.num = from.num
 				break
@@ -202,7 +210,7 @@ func (s *identities) settle() (changed []*group) {
 				before = g.identity.num
 				s.leave(g)
 			}
-			g.identity = to
+			g.identity, g.from = to, nil
 			to.groups++
 			if before != to.num {
 				g.changed = true

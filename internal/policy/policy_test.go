@@ -2,7 +2,6 @@ package policy
 
 import (
 	"net/netip"
-	"testing"
 
 	"github.com/heddle-net/heddle/internal/selector"
 )
@@ -76,19 +75,3 @@ func compiled(objects ...map[string]Object) *Compiler {
 
 func in(a string) Local  { return Local{Hook: WorkloadIngress, Addr: addr(a)} }
 func out(a string) Local { return Local{Hook: WorkloadEgress, Addr: addr(a)} }
-
-func TestSmoke(t *testing.T) {
-	r := rule(Allow)
-	r.Source.Selector = sel(`app == "client" && projectcalico.org/namespace == "dev"`)
-	r.Protocol = 6
-	r.Dest.Ports = []Port{{Name: "http"}}
-	c := compiled(world(), map[string]Object{"p": &Policy{Ref: Ref{"NetworkPolicy", "dev", "p"}, Tier: DefaultTier, Order: 1000, Subject: *sel(`app == "web"`), AppliesIngress: true, Ingress: []Rule{r}}})
-	tab := c.Table()
-	t.Logf("%+v", tab)
-	if d := tab.Decide(in("10.0.0.1"), addr("10.0.1.1"), 6, 1000, 8080); d.Verdict != VerdictAllow {
-		t.Errorf("%+v", d)
-	}
-	if d := tab.Decide(in("10.0.0.1"), addr("10.0.1.2"), 6, 1000, 8080); d.Verdict != VerdictDeny {
-		t.Errorf("%+v", d)
-	}
-}
