@@ -182,7 +182,7 @@ func (b *builder) bridge(local []netip.Prefix, mtu int) {
 	name := b.blocks.bridge
 	mac := deriveMAC("bridge", b.self.Name, name)
 	b.plan.Links = append(b.plan.Links, Link{
-		Name: name, Kind: LinkBridge, Alias: alias("bridge"), MTU: mtu, MAC: mac,
+		Name: name, Kind: LinkBridge, Alias: alias("bridge"), MTU: mtu, MAC: mac, NFCall: b.in.Policed,
 	})
 	for _, blk := range local {
 		b.plan.Addresses = append(b.plan.Addresses, Address{Link: name, Prefix: netip.PrefixFrom(gateway(blk), blk.Bits())})

@@ -28,6 +28,7 @@ type scenario struct {
 	Attachment model.Attachment `json:"attachment"`
 	Workloads  []model.Workload `json:"workloads"`
 	Masquerade bool             `json:"masquerade"`
+	Policed    bool             `json:"policed"`
 	// Before is the net-conf.json in force before: its devices are those that the last plan had.
 	Before string `json:"before"`
 }
@@ -35,7 +36,7 @@ type scenario struct {
 // input is the plan input of one node of the scenario.
 func (s *scenario) input(t *testing.T, netConf []byte, self string) plan.Input {
 	t.Helper()
-	in := plan.Input{Self: self, Attachment: s.Attachment, Workloads: s.Workloads}
+	in := plan.Input{Self: self, Attachment: s.Attachment, Workloads: s.Workloads, Policed: s.Policed}
 	in.Cluster = model.Cluster{Pools: s.Pools, Nodes: s.Nodes, Blocks: s.Blocks}
 	if netConf != nil {
 		pools, err := flannel.ParseNetConf(netConf)

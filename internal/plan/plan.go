@@ -42,6 +42,9 @@ type Link struct {
 	// Veth only: the bridge it is a port of, and hairpin mode of that port.
 	Master  string `json:"master,omitempty"`
 	Hairpin bool   `json:"hairpin,omitempty"`
+	// Bridge only: what it carries from port to port passes the packet filter of IPv4 and IPv6 as if it were
+	// routed. This is the bridge's own setting; the machine's (net.bridge.bridge-nf-call-*) is left alone.
+	NFCall bool `json:"nfCall,omitempty"`
 	// VXLAN only.
 	VXLAN *VXLANDevice `json:"vxlan,omitempty"`
 }

@@ -20,6 +20,9 @@ func linkWords(l Link) []string {
 		w = append(w, "mtu", fmt.Sprint(l.MTU))
 	}
 	w = append(w, "type", string(l.Kind))
+	if l.NFCall {
+		w = append(w, "nf_call_iptables", "1", "nf_call_ip6tables", "1")
+	}
 	v := l.VXLAN
 	if v == nil {
 		return w

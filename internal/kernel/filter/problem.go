@@ -9,11 +9,11 @@ import (
 	"github.com/heddle-net/heddle/internal/model"
 )
 
-// Codes of the driver's problems.
+// Codes of the driver's problems: those of everything that is done with nftables.
 const (
-	codePermission  = "policy-permission"
-	codeUnsupported = "policy-unsupported"
-	codeFailed      = "policy-failed"
+	codePermission  = "nft-permission"
+	codeUnsupported = "nft-unsupported"
+	codeFailed      = "nft-failed"
 )
 
 func tableText(t *tableSpec) string {

@@ -190,6 +190,9 @@ func (r *round) settle(l *link, w *plan.Link) {
 	if w.VXLAN != nil {
 		r.settleTxChecksum(w)
 	}
+	if w.Kind == plan.LinkBridge {
+		r.settleNFCall(l, w)
+	}
 	if !l.up() {
 		next := show
 		if w.VXLAN != nil {
@@ -197,6 +200,28 @@ func (r *round) settle(l *link, w *plan.Link) {
 		}
 		set("up", next, true)
 	}
+}
+
+// settleNFCall has a bridge hand what it carries to the packet filter, or not.
+func (r *round) settleNFCall(l *link, w *plan.Link) {
+	subject, next := "link "+w.Name+": hand packets to the packet filter", "ip -d link show "+w.Name
+	if w.NFCall && !(l.nfCall.known && r.bridgeFilter()) {
+		r.fail("link-failed", subject, errors.New("the kernel cannot: policy between workloads on the bridge has no effect"), "modprobe br_netfilter")
+		return
+	}
+	if l.nfCall.known && (l.nfCall.v4 != w.NFCall || l.nfCall.v6 != w.NFCall) {
+		r.one(op{req: setLink(l.index, false, attrNFCall(w.NFCall)), code: "link-failed", subject: subject, next: next})
+	}
+}
+
+// bridgeFilter tells whether the kernel's bridge filter is loaded. Without it the bridges' settings are there
+// and do nothing.
+func (r *round) bridgeFilter() (loaded bool) {
+	err := Do(r.d.ns, func() error {
+		_, err := readSysctl("net/bridge/bridge-nf-call-iptables")
+		return err
+	})
+	return err == nil
 }
 
 // announce makes the kernel tell the neighbours when the MAC of a running bridge changes: workloads

@@ -44,6 +44,7 @@ type link struct {
 	portState uint8
 	genMode   int // of IPv6 link-local addresses; -1 where there is no IPv6
 	loopback  bool
+	nfCall    nfCall
 	vxlan     vxlan
 }
 
@@ -53,6 +54,12 @@ type vxlan struct {
 	uplink        int // index
 	local         netip.Addr
 	gbp, learning bool
+}
+
+// nfCall is for which families a bridge hands what it carries to the packet filter.
+type nfCall struct {
+	known  bool // the kernel can do it
+	v4, v6 bool
 }
 
 func (l *link) up() bool { return l.flags&unix.IFF_UP != 0 }
@@ -156,8 +163,11 @@ func (l *link) parseInfo(b []byte) error {
 		case nl.IFLA_INFO_KIND:
 			l.kind = unix.ByteSliceToString(a.Value)
 		case nl.IFLA_INFO_DATA: // after its kind
-			if l.kind == string(plan.LinkVXLAN) {
+			switch l.kind {
+			case string(plan.LinkVXLAN):
 				l.vxlan = parseVXLAN(a.Value)
+			case string(plan.LinkBridge):
+				l.nfCall = parseNFCall(a.Value)
 			}
 		case nl.IFLA_INFO_SLAVE_KIND:
 			slaveKind = unix.ByteSliceToString(a.Value)
@@ -235,6 +245,22 @@ func parseVXLAN(b []byte) (x vxlan) {
 	return x
 }
 
+func parseNFCall(b []byte) (n nfCall) {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return n
+	}
+	for _, a := range attrs {
+		switch a.Attr.Type & attrTypeMask {
+		case nl.IFLA_BR_NF_CALL_IPTABLES:
+			n.known, n.v4 = true, a.Value[0] != 0
+		case nl.IFLA_BR_NF_CALL_IP6TABLES:
+			n.v6 = a.Value[0] != 0
+		}
+	}
+	return n
+}
+
 // addrOf reads 4 or 16 bytes; the zero Addr for anything else.
 func addrOf(b []byte) netip.Addr {
 	a, _ := netip.AddrFromSlice(b)
@@ -308,6 +334,16 @@ func attrHairpin(on bool) *nl.RtAttr {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated(string(plan.LinkBridge)))
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil).AddRtAttr(nl.IFLA_BRPORT_MODE, boolByte(on))
+	return info
+}
+
+// attrNFCall sets for both families whether a bridge hands what it carries to the packet filter.
+func attrNFCall(on bool) *nl.RtAttr {
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(string(plan.LinkBridge)))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IPTABLES, boolByte(on))
+	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IP6TABLES, boolByte(on))
 	return info
 }
 

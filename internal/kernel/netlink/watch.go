@@ -284,7 +284,7 @@ func portEvent(m *syscall.NetlinkMessage, port *link) bool {
 // sameLink compares what a plan says of a link.
 func sameLink(a, b *link) bool {
 	return a.name == b.name && a.kind == b.kind && a.alias == b.alias && a.mac == b.mac && a.mtu == b.mtu &&
-		a.up() == b.up() && a.master == b.master && a.parent == b.parent && a.vxlan == b.vxlan
+		a.up() == b.up() && a.master == b.master && a.parent == b.parent && a.vxlan == b.vxlan && a.nfCall == b.nfCall
 }
 
 // uplink is links.uplink by what is known here; a bridge always counts, since its ports are not.
