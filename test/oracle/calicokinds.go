@@ -10,8 +10,6 @@ import (
 // are written down a second time here, apart from internal/dialect/calico, so that a name or a type that is
 // wrong there shows.
 
-const calicoV3 = "projectcalico.org/v3"
-
 // CalicoPolicy is a NetworkPolicy, GlobalNetworkPolicy, StagedNetworkPolicy or StagedGlobalNetworkPolicy.
 type CalicoPolicy struct {
 	metav1.TypeMeta   `json:",inline"`

@@ -8,8 +8,7 @@ import (
 	"reflect"
 	"slices"
 
-	"github.com/heddle-net/heddle/internal/dialect/calico"
-	"github.com/heddle-net/heddle/internal/dialect/kube"
+	"github.com/heddle-net/heddle/internal/dialect"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/policy"
 	"github.com/heddle-net/heddle/test/oracle"
@@ -21,6 +20,7 @@ type machine struct {
 	compiler *policy.Compiler
 	fed      map[string][]byte // by key: what was put last
 	kernel   policy.Table
+	l4       map[policy.Row][]policy.L4Key // of kernel, by row
 }
 
 func newMachine(node string) *machine {
@@ -46,7 +46,7 @@ func (m *machine) become(w *oracle.World) error {
 		if bytes.Equal(m.fed[key], r.Body) {
 			continue
 		}
-		o, err := objectOf(&r)
+		o, err := dialect.Object(&r)
 		if err != nil {
 			return fmt.Errorf("the dialect refuses it: %w", err)
 		}
@@ -126,19 +126,93 @@ func (m *machine) sameKernel() error {
 			return fmt.Errorf("the deltas do not add up to the table's %s: %v, want %v", part.name, part.have, part.want)
 		}
 	}
+	return m.sound()
+}
+
+// sound checks what table.go promises of a table, and gets it ready for asking.
+func (m *machine) sound() error {
+	ranges := slices.Collect(maps.Keys(m.kernel.Nets))
+	slices.SortFunc(ranges, func(a, b policy.AddrRange) int { return a.First.Compare(b.First) })
+	for i, r := range ranges {
+		if r.First.Is4() != r.Last.Is4() || r.Last.Less(r.First) || i > 0 && !ranges[i-1].Last.Less(r.First) {
+			return fmt.Errorf("unsound: net %v after %v", r, ranges[max(i-1, 0)])
+		}
+	}
+	for _, row := range m.kernel.Locals {
+		if _, ok := m.kernel.Base[row]; !ok || row == 0 {
+			return fmt.Errorf("unsound: a local end has row %d, which does not exist", row)
+		}
+	}
+	for k, row := range m.kernel.Rows {
+		if _, ok := m.kernel.Base[row]; !ok || row == 0 || k.ID == 0 {
+			return fmt.Errorf("unsound: %v has row %d, which does not exist", k, row)
+		}
+	}
+	m.l4 = map[policy.Row][]policy.L4Key{}
+	for k := range m.kernel.L4 {
+		if _, ok := m.kernel.Base[k.Row]; !ok {
+			return fmt.Errorf("unsound: %v is of a row that does not exist", k)
+		}
+		for _, other := range m.l4[k.Row] {
+			if other.Protocol == k.Protocol && !whole(other) && !whole(k) && meet(other.Src, k.Src) && meet(other.Dst, k.Dst) {
+				return fmt.Errorf("unsound: %v and %v overlap", k, other)
+			}
+		}
+		m.l4[k.Row] = append(m.l4[k.Row], k)
+	}
 	return nil
 }
 
-// ask asks the table.
-func (m *machine) ask(p oracle.Probe) policy.Decision {
-	if hook, ok := hostHooks[p.Hook]; ok {
-		return m.compiler.Table().Decide(policy.Local{Hook: hook, Link: p.Link}, p.Remote, p.Protocol, p.Sport, p.Dport)
+func whole(k policy.L4Key) bool { return k.Src == policy.AllPorts && k.Dst == policy.AllPorts }
+
+func meet(a, b policy.PortRange) bool { return a.First <= b.Last && b.First <= a.Last }
+
+// walk is the walk that the top of table.go describes, through the table that heard of changes only.
+func (m *machine) walk(l policy.Local, remote netip.Addr, protocol uint8, sport, dport uint16) policy.Decision {
+	base, ok := m.kernel.Locals[l]
+	if !ok || l.Addr.IsValid() && l.Addr == remote {
+		return policy.Decision{Verdict: policy.VerdictAllow}
 	}
-	hook := policy.WorkloadIngress
+	id, ok := m.kernel.Identities[remote]
+	if !ok {
+		for r, n := range m.kernel.Nets {
+			if !remote.Less(r.First) && !r.Last.Less(remote) {
+				id = n
+			}
+		}
+	}
+	row, ok := m.kernel.Rows[policy.RowKey{Local: l, ID: id}]
+	if !ok {
+		row = base
+	}
+	at := policy.PortRange{First: dport, Last: dport}
+	from := policy.PortRange{First: sport, Last: sport}
+	d := m.kernel.Base[row]
+	for _, k := range m.l4[row] {
+		if k.Protocol != protocol {
+			continue
+		}
+		if whole(k) {
+			d = m.kernel.L4[k]
+		} else if meet(k.Src, from) && meet(k.Dst, at) {
+			return m.kernel.L4[k]
+		}
+	}
+	return d
+}
+
+// ask asks the table, and walks through the kernel's; agree says that they are of one mind.
+func (m *machine) ask(p oracle.Probe) (d policy.Decision, agree bool) {
+	local := policy.Local{Hook: policy.WorkloadIngress, Addr: p.Local}
 	if p.Direction == oracle.Egress {
-		hook = policy.WorkloadEgress
+		local.Hook = policy.WorkloadEgress
 	}
-	return m.compiler.Table().Decide(policy.Local{Hook: hook, Addr: p.Local}, p.Remote, p.Protocol, p.Sport, p.Dport)
+	if hook, ok := hostHooks[p.Hook]; ok {
+		local = policy.Local{Hook: hook, Link: p.Link}
+	}
+	d = m.compiler.Table().Decide(local, p.Remote, p.Protocol, p.Sport, p.Dport)
+	w := m.walk(local, p.Remote, p.Protocol, p.Sport, p.Dport)
+	return d, d.Verdict == w.Verdict && (d.Reason == w.Reason && d.Staged == w.Staged || p.Local == p.Remote)
 }
 
 var hostHooks = map[oracle.Hook]policy.Hook{
@@ -240,11 +314,4 @@ func show(d policy.Decision) string {
 		}
 	}
 	return text
-}
-
-func objectOf(r *model.Resource) (policy.Object, error) {
-	if r.Group() == "projectcalico.org" {
-		return calico.Object(r)
-	}
-	return kube.Object(r)
 }

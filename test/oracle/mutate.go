@@ -1,25 +1,31 @@
 package oracle
 
+import "slices"
+
 // policies adds policies of one language, or of all.
 func (g *generator) policies() {
-	kube, cluster, calico := g.once(2), g.once(3), g.once(2)
+	kube, cluster, calico := g.once(2), g.once(2), g.once(2)
 	if !kube && !cluster && !calico {
 		kube, calico = true, true
 	}
+	many := 1
+	if g.once(4) {
+		many = 3
+	}
 	if kube {
-		for range 1 + g.n(5) {
+		for range many * (2 + g.n(6)) {
 			g.kubePolicy()
 		}
 	}
 	if cluster {
-		for range 1 + g.n(4) {
+		for range many * (1 + g.n(5)) {
 			g.clusterPolicy()
 		}
 	}
 	if !calico {
 		return
 	}
-	for range g.n(3) {
+	for range g.n(4) {
 		g.tier()
 	}
 	for range g.n(4) {
@@ -30,7 +36,7 @@ func (g *generator) policies() {
 			g.hostEndpoint()
 		}
 	}
-	for range 1 + g.n(5) {
+	for range many * (2 + g.n(6)) {
 		g.calicoPolicy(false)
 	}
 	if g.once(4) {
@@ -51,6 +57,7 @@ func (g *generator) mutate() {
 		{g.endpoint, func() { drop(g, &w.Endpoints) }},
 		{g.relabel, g.relabel},
 		{g.relabel, g.readdress},
+		{g.move, g.renumber},
 		{g.namespace, func() { drop(g, &w.Namespaces) }},
 		{g.pod, func() { drop(g, &w.Pods) }},
 		{g.pod, g.pod},
@@ -103,5 +110,36 @@ func (g *generator) readdress() {
 			e.Namespace, e.Name, e.Labels = namespace, name, g.labels()
 			return
 		}
+	}
+}
+
+// move lets a workload go to another node, with its address.
+func (g *generator) move() {
+	if len(g.w.Endpoints) == 0 {
+		return
+	}
+	e := &g.w.Endpoints[g.n(len(g.w.Endpoints))]
+	node := pick(g, g.w.Nodes).Name
+	for _, other := range g.w.Endpoints {
+		if other.Node == node && other.Link == e.Link {
+			return
+		}
+	}
+	e.Node = node
+}
+
+// renumber gives a node an address more, or one less.
+func (g *generator) renumber() {
+	n := &g.w.Nodes[g.n(len(g.w.Nodes))]
+	if len(n.Addresses) > 1 && g.once(2) {
+		n.Addresses = n.Addresses[:len(n.Addresses)-1]
+		return
+	}
+	more := addrs("192.168.1.77", "fd00:1::77")
+	if g.once(3) {
+		more = outside // of both families
+	}
+	if a := pick(g, more); !slices.Contains(n.Addresses, a) {
+		n.Addresses = append(n.Addresses, a)
 	}
 }

@@ -91,9 +91,17 @@ func (w *World) Questions() *Questions {
 		}
 	}
 	walkLeaves(tree, each)
+	owners := map[netip.Addr]int{}
 	for i := range w.Endpoints {
-		if w.Endpoints[i].Node == w.Node {
-			q.Locals = append(q.Locals, w.Endpoints[i].Addresses...)
+		for _, a := range w.Endpoints[i].Addresses {
+			owners[a]++
+		}
+	}
+	for i := range w.Endpoints {
+		for _, a := range w.Endpoints[i].Addresses {
+			if w.Endpoints[i].Node == w.Node && owners[a] == 1 { // nobody says what two with one address mean
+				q.Locals = append(q.Locals, a)
+			}
 		}
 	}
 	q.Hosts = w.clearHosts()

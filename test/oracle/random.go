@@ -55,13 +55,12 @@ var (
 	somePods       = []string{"pod1", "pod2", "pod3", "web-0", "web-1", "db", "api"}
 	someAccounts   = []string{"default", "robot", "admin"}
 	someServices   = []string{"web", "dns"}
-	someKeys       = []string{"app", "role", "example.com/zone", "env"}
-	someValues     = []string{"web", "db", "webdb", "", "a.b_c-d"}
+	someKeys       = []string{"app", "app", "role", "role", "example.com/zone", "env"}
+	someValues     = []string{"web", "web", "db", "db", "webdb", "", "a.b_c-d"}
 	somePortNames  = []string{"http", "dns", "metrics"}
 	somePorts      = []uint16{1, 53, 80, 81, 443, 8080, 8081, 32767, 32768, 65534, 65535}
 	someNodes      = []string{"n1", "n2", "n3"}
-	outside        = addrs("203.0.113.7", "198.51.100.1", "8.8.8.8", "1.0.0.0", "255.255.255.255", "127.255.255.255",
-		"128.0.0.0", "2001:db8::7", "2606:4700::1111", "::1", "8000::", "7fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+	outside        = addrs("203.0.113.7", "8.8.8.8", "255.255.255.255", "127.255.255.255", "2001:db8::7", "8000::")
 )
 
 func addrs(texts ...string) []netip.Addr {
@@ -155,6 +154,9 @@ func (g *generator) endpoint() {
 		if g.once(3) {
 			e.Labels = nil // only its Pod has labels
 		}
+		if g.once(12) {
+			e.Namespace = "" // a workload of no namespace
+		}
 		switch g.n(8) {
 		case 0:
 			e.Addresses = e.Addresses[:1]
@@ -163,8 +165,12 @@ func (g *generator) endpoint() {
 		case 2:
 			e.Addresses = append(e.Addresses, netip.MustParseAddr(fmt.Sprintf("10.99.%d.%d", node+1, k)))
 		}
+		if len(g.w.Endpoints) > 0 && g.once(12) {
+			e.Addresses = slices.Clone(pick(g, g.w.Endpoints).Addresses) // one that goes, one that comes
+		}
+		twice := g.once(10) // a second interface of the same pod
 		known := func(other model.Endpoint) bool {
-			return other.Key() == e.Key() || other.Namespace == e.Namespace && other.Name == e.Name
+			return other.Key() == e.Key() || other.Namespace == e.Namespace && other.Name == e.Name && !twice
 		}
 		if !slices.ContainsFunc(g.w.Endpoints, known) {
 			g.w.Endpoints = append(g.w.Endpoints, e)
@@ -180,8 +186,9 @@ func (g *generator) pod() {
 		ObjectMeta: metav1.ObjectMeta{Namespace: pick(g, someNamespaces), Name: pick(g, somePods), Labels: g.labels()},
 	}
 	if len(g.w.Endpoints) > 0 && !g.once(6) {
-		e := pick(g, g.w.Endpoints)
-		p.Namespace, p.Name = e.Namespace, e.Name
+		if e := pick(g, g.w.Endpoints); e.Namespace != "" {
+			p.Namespace, p.Name = e.Namespace, e.Name
+		}
 	} else {
 		p.Spec.HostNetwork = g.once(2)
 	}

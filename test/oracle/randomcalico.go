@@ -20,21 +20,32 @@ var (
 	}
 )
 
+// calicoVersion is one of the two groups in which Calico's kinds are: they mean the same.
+func (g *generator) calicoVersion() string {
+	if g.once(10) {
+		return "crd.projectcalico.org/v1"
+	}
+	return "projectcalico.org/v3"
+}
+
 // tier adds or changes a tier; now and then one of those that are always there.
 func (g *generator) tier() {
 	t := CalicoTier{
-		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "Tier"},
+		TypeMeta:   metav1.TypeMeta{APIVersion: g.calicoVersion(), Kind: "Tier"},
 		ObjectMeta: metav1.ObjectMeta{Name: pick(g, someTiers)},
 	}
 	t.Spec.Order = pick(g, someOrders)
 	t.Spec.DefaultAction = pick(g, []string{"", "Deny", "Pass"})
+	if g.once(10) {
+		t.Name, t.Spec.Order, t.Spec.DefaultAction = "default", ptr(1e6), "Deny" // as it always is
+	}
 	put(&g.w.Tiers, t, func(a, b *CalicoTier) bool { return a.Name == b.Name })
 }
 
 // networkSet adds or changes a set, global or of a namespace.
 func (g *generator) networkSet() {
 	s := CalicoNetworkSet{
-		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "GlobalNetworkSet"},
+		TypeMeta:   metav1.TypeMeta{APIVersion: g.calicoVersion(), Kind: "GlobalNetworkSet"},
 		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("set%d", g.n(3)), Labels: g.labels()},
 	}
 	if g.once(2) {
@@ -48,9 +59,12 @@ func (g *generator) networkSet() {
 
 // hostEndpoint adds or changes a host endpoint.
 func (g *generator) hostEndpoint() {
-	n := pick(g, g.w.Nodes)
+	n := g.w.Nodes[0]
+	if g.once(3) {
+		n = pick(g, g.w.Nodes)
+	}
 	h := CalicoHostEndpoint{
-		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "HostEndpoint"},
+		TypeMeta:   metav1.TypeMeta{APIVersion: g.calicoVersion(), Kind: "HostEndpoint"},
 		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("host%d", g.n(3)), Labels: g.labels()},
 	}
 	h.Spec.Node = n.Name
@@ -69,14 +83,17 @@ func (g *generator) hostEndpoint() {
 // calicoPolicy adds or changes a policy of Calico's; staged says whether one that is not in force.
 func (g *generator) calicoPolicy(staged bool) {
 	p := CalicoPolicy{
-		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "GlobalNetworkPolicy"},
+		TypeMeta:   metav1.TypeMeta{APIVersion: g.calicoVersion(), Kind: "GlobalNetworkPolicy"},
 		ObjectMeta: metav1.ObjectMeta{Name: g.policyName()},
 	}
 	if g.once(2) {
 		p.Kind, p.Namespace = "NetworkPolicy", g.usedNamespace()
 	}
 	if g.once(2) {
-		p.Spec.Tier = pick(g, append([]string{"default", "nowhere"}, someTiers...))
+		p.Spec.Tier = pick(g, []string{"default", "nowhere"})
+		if len(g.w.Tiers) > 0 && !g.once(6) {
+			p.Spec.Tier = pick(g, g.w.Tiers).Name
+		}
 		if p.Spec.Tier != "default" {
 			p.Name = p.Spec.Tier + "." + p.Name
 		}
@@ -126,10 +143,16 @@ func (g *generator) calicoPolicy(staged bool) {
 
 // hostMode lets some policies work at other points of a host's packet path.
 func (g *generator) hostMode(s *CalicoPolicySpec) {
-	if len(g.w.HostEndpoints) == 0 || g.once(2) {
+	if len(g.w.HostEndpoints) == 0 || g.once(3) {
 		return
 	}
-	switch g.n(5) {
+	if g.once(2) {
+		s.Selector = ""
+	}
+	if !g.once(4) {
+		s.NamespaceSelector, s.ServiceAccountSelector = "", "" // what would keep hosts out
+	}
+	switch g.n(4) {
 	case 0:
 		s.DoNotTrack, s.ApplyOnForward = true, true
 	case 1:
@@ -169,7 +192,7 @@ func (g *generator) want(p *CalicoPolicy, direction string) bool {
 
 func (g *generator) stagedKubernetes() {
 	p := StagedKubernetesPolicy{
-		TypeMeta:   metav1.TypeMeta{APIVersion: calicoV3, Kind: "StagedKubernetesNetworkPolicy"},
+		TypeMeta:   metav1.TypeMeta{APIVersion: g.calicoVersion(), Kind: "StagedKubernetesNetworkPolicy"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: g.usedNamespace(), Name: g.policyName()},
 	}
 	p.Spec.NetworkPolicySpec = g.kubeSpec()

@@ -49,12 +49,14 @@ func (g *generator) kubePolicy() {
 	put(&g.w.NetworkPolicies, p, func(a, b *networkingv1.NetworkPolicy) bool { return a.Namespace == b.Namespace && a.Name == b.Name })
 }
 
-func (g *generator) policyName() string { return fmt.Sprintf("p%d", g.n(8)) }
+func (g *generator) policyName() string { return fmt.Sprintf("p%d", g.n(12)) }
 
 // usedNamespace is most often one in which a workload runs.
 func (g *generator) usedNamespace() string {
 	if len(g.w.Endpoints) > 0 && !g.once(5) {
-		return pick(g, g.w.Endpoints).Namespace
+		if n := pick(g, g.w.Endpoints).Namespace; n != "" {
+			return n
+		}
 	}
 	return pick(g, someNamespaces)
 }
@@ -191,12 +193,8 @@ func (g *generator) namespacedPod() *v1alpha2.NamespacedPod {
 	return &v1alpha2.NamespacedPod{NamespaceSelector: g.namespaceSelector(), PodSelector: g.kubeSelector()}
 }
 
-// clusterPeer is now and then one that nobody knows: no field that is set.
 func (g *generator) clusterPeer() v1alpha2.ClusterNetworkPolicyEgressPeer {
-	switch {
-	case g.once(30):
-		return v1alpha2.ClusterNetworkPolicyEgressPeer{}
-	case g.once(2):
+	if g.once(2) {
 		return v1alpha2.ClusterNetworkPolicyEgressPeer{Namespaces: ptr(g.namespaceSelector())}
 	}
 	return v1alpha2.ClusterNetworkPolicyEgressPeer{Pods: g.namespacedPod()}

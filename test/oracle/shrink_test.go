@@ -80,7 +80,7 @@ func sortOf(err error) string {
 	if d, ok := errors.AsType[*disagreement](err); ok {
 		return d.what
 	}
-	for _, sort := range []string{"the dialect refuses it", "the deltas do not add up", "panic"} {
+	for _, sort := range []string{"the dialect refuses it", "the deltas do not add up", "unsound", "the kernel's walk", "panic"} {
 		if strings.Contains(err.Error(), sort) {
 			return sort
 		}
