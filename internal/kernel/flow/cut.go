@@ -18,6 +18,9 @@ import (
 // often a workload's namespace is entered.
 const batchSize = 4096
 
+// resetWait bounds how long a batch waits for its resets.
+const resetWait = 128 * time.Millisecond
+
 // Cut ends every tracked flow for which denied says true, as kernel.Flows describes. The rules that deny them must
 // be in force before; what they let in earlier is waited for. For TCP the sockets of both ends are destroyed first, in the
 // workloads' namespaces or this one, while the tracked connection still lets their resets through to the other
@@ -149,9 +152,11 @@ func (c *cut) finish() error {
 	return err
 }
 
-// awaitResets waits a little until the resets that destroyed sockets sent have passed the entries: a reset that finds
-// none is invalid. They normally have by the time the socket is gone, but wait in a queue where softirqs are busy.
-// A reset that is ahead of what the other end has acknowledged leaves the entry open, hence a little only.
+// awaitResets waits until the resets that destroyed sockets sent have passed the entries: one that finds none is
+// a new flow, and denied. Most have by the time the socket is gone, but there are shapers and busy softirqs. A reset that
+// is ahead of what the other end has acknowledged leaves the entry open, until that end's next packet is answered by
+// one that fits. So this waits for about a round trip, and not for ever: while the entry is there, whoever can
+// forge packets in the workload can use it.
 func (c *cut) awaitResets(open []int) error {
 	for wait := time.Millisecond; len(open) > 0; wait *= 2 {
 		var still []int
@@ -166,7 +171,7 @@ func (c *cut) awaitResets(open []int) error {
 		if err != nil {
 			return err
 		}
-		if open = still; len(open) == 0 || wait > 16*time.Millisecond {
+		if open = still; len(open) == 0 || wait > resetWait/2 {
 			return nil
 		}
 		time.Sleep(wait)

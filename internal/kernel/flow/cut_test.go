@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -65,11 +66,16 @@ func TestCutResetsBothEndsOfAConnection(t *testing.T) {
 		nat     string
 		local   func(*lab) []pod
 		service bool
+		before  func(*lab) // the cut
 	}{
 		{name: "routed", lab: newLab},
 		{name: "bridged", lab: newBridgeLab},
 		{name: "client elsewhere", lab: newLab, local: func(l *lab) []pod { return []pod{l.b} }},
 		{name: "server elsewhere", lab: newLab, local: func(l *lab) []pod { return []pod{l.a} }},
+		{
+			name: "server elsewhere, resets wait in a queue", lab: newSlowLab, local: func(l *lab) []pod { return []pod{l.a} },
+			before: func(l *lab) { l.a.send(netip.MustParseAddrPort("10.9.2.1:9"), 100, 1000) },
+		},
 		{name: "destination NAT", lab: newLab, nat: nat, service: true},
 		{
 			name: "destination and source NAT", lab: newLab, service: true,
@@ -104,12 +110,15 @@ func TestCutResetsBothEndsOfAConnection(t *testing.T) {
 				down, downServer := connect(l.a, lis, to)
 				sendingUp, sendingDown := newSender(t, up), newSender(t, downServer)
 				l.deny("tcp", a, b)
-				l.cut(3, func(f kernel.Flow) bool {
+				if c.before != nil {
+					c.before(l)
+				}
+				l.cut(3, tcp(func(f kernel.Flow) bool {
 					if f.Src.Addr() != a || f.Dst != netip.AddrPortFrom(b, 8080) {
 						t.Errorf("flow %v: want from %s to %s", f, a, b)
 					}
 					return true
-				})
+				}))
 				cut := time.Now()
 				for what, conn := range map[string]net.Conn{
 					"idle client": idle, "idle server": idleServer, "sending client": sendingUp,
@@ -117,13 +126,52 @@ func TestCutResetsBothEndsOfAConnection(t *testing.T) {
 				} {
 					wantReset(t, what, conn)
 				}
-				if took := time.Since(cut); took > time.Second {
-					t.Errorf("resets took %v", took)
-				}
-				l.cut(0, func(kernel.Flow) bool { return true })
+				t.Logf("all reset within %v", time.Since(cut))
+				l.cut(0, tcp(func(kernel.Flow) bool { return true }))
 			}
 		})
 	}
+}
+
+// TestCutGoesOnWhereANamespaceIsLost: a workload may end at any moment.
+func TestCutGoesOnWhereANamespaceIsLost(t *testing.T) {
+	l := newLab(t)
+	to := netip.AddrPortFrom(l.b.v4, 80)
+	client, server := connect(l.a, l.b.listen(to), to)
+	n, err := l.d.Cut(t.Context(), func(kernel.Flow) bool { return true }, func(addr netip.Addr) *os.File {
+		if addr != l.a.v4 {
+			return l.netns(addr)
+		}
+		f, err := os.Open("/dev/null")
+		if err != nil {
+			t.Error(err)
+		}
+		return f
+	})
+	if n != 1 || err == nil || !strings.Contains(err.Error(), "workload "+l.a.v4.String()) {
+		t.Errorf("%d, %v: want one ended, and an error that names the workload", n, err)
+	}
+	wantReset(t, "client", client)
+	wantReset(t, "server", server)
+}
+
+func TestDriverTakesNamespacesOnly(t *testing.T) {
+	if _, err := New(Options{NS: -2}); err == nil || !strings.Contains(err.Error(), "NS") {
+		t.Errorf("NS -2: %v", err)
+	}
+	d, err := New(Options{NS: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSpace(t)
+	s.fill(3, netip.MustParseAddr("10.1.0.0"), netip.MustParseAddr("10.2.0.1"))
+	s.do(func() error { // -1 is where the thread is
+		n, err := d.Cut(t.Context(), func(kernel.Flow) bool { return true }, func(netip.Addr) *os.File { return nil })
+		if n != 3 {
+			t.Errorf("%d ended, want 3", n)
+		}
+		return err
+	})
 }
 
 func TestCutResetsConnectionsOfTheHost(t *testing.T) {
@@ -223,147 +271,6 @@ func TestCutLeavesTheRestAlone(t *testing.T) {
 	_ = udpServer.SetDeadline(time.Now().Add(time.Second))
 	talking.Wait()
 	_ = udpServer.Close()
-}
-
-// TestCutEndsConnectionsInEveryState wants no end left waiting: neither a caller, nor a socket of the kernel's own.
-func TestCutEndsConnectionsInEveryState(t *testing.T) {
-	l := newLab(t)
-	to := netip.AddrPortFrom(l.b.v4, 80)
-	lis := l.b.listen(to)
-	all := func(kernel.Flow) bool { return true }
-	noSockets := func() {
-		t.Helper()
-		for _, p := range []pod{l.a, l.b} {
-			if left := p.run("ss", "-Htan", "state", "connected"); left != "" {
-				t.Errorf("sockets left in %s:\n%s", p.name, left)
-			}
-		}
-	}
-
-	t.Run("half open", func(t *testing.T) {
-		// b's answers are dropped, so that a waits with SYN sent, and b with SYN received.
-		l.host.nft("table inet mute { chain c { type filter hook postrouting priority 0; oifname p1 drop; }; }")
-		failed := make(chan error)
-		l.a.do(func() error {
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			go func() {
-				failed <- unix.Connect(fd, &unix.SockaddrInet4{Port: 80, Addr: l.b.v4.As4()})
-				unix.Close(fd)
-			}()
-			return nil
-		})
-		for len(l.flows()) == 0 {
-			time.Sleep(time.Millisecond)
-		}
-		l.cut(1, all)
-		select {
-		case err := <-failed:
-			if !errors.Is(err, unix.ECONNABORTED) {
-				t.Errorf("connect: %v, want it aborted", err)
-			}
-		case <-time.After(5 * time.Second):
-			t.Error("connect still waits")
-		}
-		l.host.run("nft", "delete", "table", "inet", "mute")
-		noSockets()
-	})
-	t.Run("closed by one", func(t *testing.T) {
-		client, server := connect(l.a, lis, to)
-		_ = client.Close() // FIN_WAIT2, CLOSE_WAIT
-		if _, err := server.Read(make([]byte, 1)); err == nil {
-			t.Fatal("no end of the stream")
-		}
-		l.cut(1, all)
-		if _, err := server.Write([]byte("x")); err == nil {
-			t.Error("the other end can still write")
-		}
-		_ = server.Close()
-		noSockets()
-	})
-	t.Run("closing without an answer", func(t *testing.T) {
-		client, server := connect(l.a, lis, to)
-		l.host.nft("table inet mute { chain c { type filter hook postrouting priority 0; oifname p2 drop; }; }")
-		if _, err := client.Write([]byte("more")); err != nil {
-			t.Fatal(err)
-		}
-		_ = client.Close() // FIN_WAIT1, as nothing arrives
-		l.cut(1, all)
-		wantReset(t, "server", server)
-		l.host.run("nft", "delete", "table", "inet", "mute")
-		noSockets()
-	})
-	t.Run("closed by both", func(t *testing.T) {
-		client, server := connect(l.a, lis, to)
-		_ = client.Close()
-		_ = server.Close() // TIME_WAIT
-		l.cut(1, all)
-		noSockets()
-	})
-}
-
-// TestCutFindsSocketsBoundToAnInterface: no workload keeps a connection by binding it.
-func TestCutFindsSocketsBoundToAnInterface(t *testing.T) {
-	l := newLab(t)
-	to := netip.AddrPortFrom(l.b.v4, 80)
-	lis := l.b.listen(to)
-	client := l.a.dial(to, func(fd uintptr) error { return unix.BindToDevice(int(fd), "eth0") })
-	l.local = []pod{l.a}
-	l.cut(1, func(kernel.Flow) bool { return true })
-	wantReset(t, "client", client)
-	server, err := lis.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
-	wantReset(t, "server", server)
-}
-
-// TestCutEndsMultipathConnections: MPTCP's ends outlive their subflows by close_timeout, as the kernel has no way to
-// destroy them; but nothing passes meanwhile.
-func TestCutEndsMultipathConnections(t *testing.T) {
-	l := newLab(t)
-	for _, p := range []pod{l.a, l.b} {
-		p.sysctl("net/mptcp/close_timeout", "1")
-	}
-	var lis net.Listener
-	var client net.Conn
-	l.b.do(func() (err error) {
-		var c net.ListenConfig
-		c.SetMultipathTCP(true)
-		lis, err = c.Listen(context.Background(), "tcp", netip.AddrPortFrom(l.b.v4, 80).String())
-		return err
-	})
-	defer lis.Close()
-	l.a.do(func() (err error) {
-		var d net.Dialer
-		d.SetMultipathTCP(true)
-		client, err = d.Dial("tcp", lis.Addr().String())
-		return err
-	})
-	defer client.Close()
-	server, err := lis.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
-	if multi, err := server.(*net.TCPConn).MultipathTCP(); !multi {
-		t.Fatalf("not a multipath connection: %v", err)
-	}
-	l.cut(1, func(kernel.Flow) bool { return true })
-	if _, err := client.Write([]byte("x")); err != nil {
-		t.Logf("write: %v", err)
-	}
-	_ = server.SetReadDeadline(time.Now().Add(5 * time.Second))
-	if n, err := server.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("server read %d bytes, %v: want the connection to end", n, err)
-	}
-	_ = client.SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := client.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("client: %v: want the connection to end", err)
-	}
 }
 
 func TestCutStopsWhenItsContextEnds(t *testing.T) {

@@ -137,9 +137,10 @@ type lab struct {
 	t    testing.TB
 	host space
 	a, b pod
-	// local are the pods of which Cut knows the namespace.
-	local []pod
-	d     *Driver
+	// local are the pods of which Cut knows the namespace; opened what it was given.
+	local  []pod
+	opened []*os.File
+	d      *Driver
 }
 
 // rules accept what is established, log nothing, and drop what the set says.
@@ -173,6 +174,13 @@ func newLab(t testing.TB) *lab {
 	}
 	l.host.nft(rules)
 	l.local, l.d = []pod{l.a, l.b}, l.host.driver()
+	return l
+}
+
+// newSlowLab makes one with routed pods, of which a may send 8 Mbit/s: a packet waits for those before it.
+func newSlowLab(t testing.TB) *lab {
+	l := newLab(t)
+	l.a.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "8mbit", "burst", "2000", "limit", "1000000")
 	return l
 }
 
@@ -223,6 +231,7 @@ func (l *lab) netns(addr netip.Addr) *os.File {
 				l.t.Errorf("open the namespace of %s: %v", addr, err)
 				return nil
 			}
+			l.opened = append(l.opened, f)
 			return f
 		}
 	}
@@ -237,6 +246,12 @@ func (l *lab) cut(want int, denied func(kernel.Flow) bool) {
 	if err != nil || n != want {
 		l.t.Fatalf("cut: %d ended, %v, want %d\n%s", n, err, want, l.conntrack())
 	}
+	for _, f := range l.opened {
+		if !errors.Is(f.Close(), os.ErrClosed) {
+			l.t.Error("the namespace of a workload was left open")
+		}
+	}
+	l.opened = nil
 	l.t.Logf("cut %d in %v", n, time.Since(start).Round(10*time.Microsecond))
 }
 
