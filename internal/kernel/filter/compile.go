@@ -67,6 +67,7 @@ var fields = map[string]field{
 	"th dport":        {"inet_service", payload(transport, 2, 2), 2, false, ""},
 	"icmp type":       {"icmp_type", payload(transport, 0, 1), 1, false, "icmp"},
 	"icmpv6 type":     {"icmpv6_type", payload(transport, 0, 1), 1, false, "icmpv6"},
+	"ether type":      {"ethertype", payload(linkLayer, 12, 2), 2, false, ""},
 	"@nh,8,8":         {"number", payload(network, 1, 1), 1, false, ""},
 	"@th,64,16":       {"number", payload(transport, 8, 2), 2, false, ""},
 	"@th,64,128":      {target, payload(transport, 8, 16), 16, false, ""},
@@ -78,6 +79,7 @@ var names = map[string]uint64{
 	"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "icmp": unix.IPPROTO_ICMP, "ipv6-icmp": unix.IPPROTO_ICMPV6,
 	"sctp": unix.IPPROTO_SCTP, "dccp": unix.IPPROTO_DCCP, "udplite": unix.IPPROTO_UDPLITE,
 	"ipv4": unix.NFPROTO_IPV4, "ipv6": unix.NFPROTO_IPV6,
+	"igmp": unix.IPPROTO_IGMP, "arp": unix.ETH_P_ARP, "8021q": unix.ETH_P_8021Q, "8021ad": unix.ETH_P_8021AD,
 	"redirect": 5, "router-advertisement": 9,
 	"nd-router-advert": 134, "nd-neighbor-advert": 136, "nd-redirect": 137,
 }

@@ -285,11 +285,13 @@ func fixed(out contents, inside []string) {
 			}
 		}
 	}
-	for _, n := range []byte{133, 134, 135, 136, 137} { // RFC 4861
-		out.put(named("neighbor"), keyOf([]byte{n}), 0)
-	}
-	for _, n := range []byte{130, 131, 132, 143} { // RFC 2710, RFC 3810
-		out.put(named("listener"), keyOf([]byte{n}), 0)
+	for _, sets := range []map[string]*setSpec{inetSets, bridgeSets} {
+		for _, n := range []byte{133, 134, 135, 136, 137} { // RFC 4861
+			out.put(sets["neighbor"], keyOf([]byte{n}), 0)
+		}
+		for _, n := range []byte{130, 131, 132, 143} { // RFC 2710, RFC 3810
+			out.put(sets["listener"], keyOf([]byte{n}), 0)
+		}
 	}
 	for _, name := range inside {
 		out.put(named("inside"), keyOf(linkKey(name)), 0)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -270,21 +269,27 @@ func (l locals) chains(t *tableSpec) []*chainSpec {
 	return out
 }
 
-// derived are the elements for sources, of which several may have one in common, and the links of workloads
-// that are policed.
+// derived are the elements for sources, of which several may have one in common, and for the links of
+// workloads that are policed.
 func (l locals) derived() (contents, error) {
 	out := contents{}
 	var errs []error
-	links := map[netip.Addr][]string{}
+	in := map[string]bool{}
 	for s := range l.sources {
 		errs = append(errs, source(out, s))
-		links[s.Addr] = append(links[s.Addr], s.Link)
+		link := keyOf(linkKey(s.Link))
+		if _, ok := l.ends[policy.Local{Hook: policy.WorkloadEgress, Addr: s.Addr}]; ok {
+			out.put(inetSets["egress_links"], link, 0)
+			out.put(bridgeSets["egress_links"], link, 0)
+		}
+		if _, ok := l.ends[policy.Local{Hook: policy.WorkloadIngress, Addr: s.Addr}]; ok {
+			in[s.Link] = true
+			out.put(bridgeSets["ingress_links"], link, 0)
+		}
 	}
-	for e := range l.ends {
-		if e.Hook == policy.WorkloadIngress {
-			for _, link := range links[e.Addr] {
-				out.put(bridgeSets["guarded"], keyOf(linkKey(link)), 0)
-			}
+	for s := range l.sources {
+		if in[s.Link] {
+			out.put(paired(bridgeSets, "reach").of(s.Addr), keyOf(linkKey(s.Link), s.Addr.AsSlice()), 0)
 		}
 	}
 	return out, errors.Join(errs...)
