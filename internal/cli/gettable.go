@@ -48,6 +48,10 @@ func printTables(out io.Writer, list []*model.Resource, all, wide bool) error {
 
 // columns are what a table says of an object beside its name.
 func columns(r *model.Resource) (head, cells []string) {
+	if r.Type == podKind { // with what the nodes say of it
+		p := podOf(r)
+		return []string{"NODE", "ADDRESSES", "LABELS"}, []string{dash(p.Spec.NodeName), few(p.addresses()), labelText(p.Metadata.Labels)}
+	}
 	o, err := dialect.Object(r)
 	if err != nil {
 		return []string{"WRONG"}, []string{err.Error()}
@@ -67,9 +71,6 @@ func columns(r *model.Resource) (head, cells []string) {
 		return []string{"LABELS"}, []string{labelText(o.Labels)}
 	case *policy.ServiceAccount:
 		return []string{"LABELS"}, []string{labelText(o.Labels)}
-	case *policy.Pod:
-		p := podOf(r)
-		return []string{"NODE", "ADDRESSES", "LABELS"}, []string{dash(p.Spec.NodeName), few(p.addresses()), labelText(p.Metadata.Labels)}
 	}
 	return nil, nil
 }

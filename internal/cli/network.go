@@ -186,7 +186,7 @@ func listNodes(cmd *cobra.Command, open func(context.Context) (store.Store, erro
 }
 
 func removeNode(cmd *cobra.Command, open func(context.Context) (store.Store, error), name string, force bool) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
 	defer cancel()
 	s, err := open(ctx)
 	if err != nil {
@@ -209,7 +209,11 @@ func removeNode(cmd *cobra.Command, open func(context.Context) (store.Store, err
 	} else if err != nil {
 		return err
 	}
-	// The node first: its routes must be gone before its blocks can be another's.
+	// If its agent runs after all, it publishes its workloads again when it misses its node.
+	if err := agent.RemoveEndpoints(ctx, s, name); err != nil {
+		return err
+	}
+	// The node before its blocks: its routes must be gone before its blocks can be another's.
 	if err := s.Delete(ctx, model.KindNode, name, node.Revision); err != nil {
 		return err
 	}

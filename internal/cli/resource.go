@@ -60,12 +60,12 @@ func refs(cmd *cobra.Command, args []string) ([]ref, error) {
 	out := make([]ref, 0, len(words))
 	for _, word := range words {
 		kind, name, named := strings.Cut(word, "/")
+		if !named {
+			return nil, &model.FieldError{Noun: cmd.CommandPath(), Field: "argument", Value: word, Want: "KIND/NAME, as the one before"}
+		}
 		kinds := lookup(kind)
 		if kinds == nil {
 			return nil, kindError(cmd, kind)
-		}
-		if !named {
-			return nil, &model.FieldError{Noun: cmd.CommandPath(), Field: "argument", Value: word, Want: "KIND/NAME, as the one before"}
 		}
 		if name != "" && !model.ValidName(name) || name == "" && named && strings.Contains(args[0], "/") {
 			return nil, &model.FieldError{Noun: cmd.CommandPath(), Field: "name", Value: name, Want: "a lower-case RFC 1123 name of at most 253 characters"}
@@ -150,7 +150,10 @@ func find(ctx context.Context, s store.Store, f ref, namespace string) (store.It
 // notFound says that there is no such object.
 func notFound(f ref, namespace string) error {
 	where, flag := "", ""
-	if f.kinds[0].Namespaced {
+	switch {
+	case f.kinds[0].Namespaced && namespace == "":
+		flag = " -A"
+	case f.kinds[0].Namespaced:
 		where, flag = fmt.Sprintf(" in namespace %q", namespace), " -n "+namespace
 	}
 	return fmt.Errorf("%s %q is not there%s: see `heddle get %s%s`", kindName(f.kinds[0]), f.name, where, kindName(f.kinds[0]), flag)

@@ -56,6 +56,7 @@ func rootCmd() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(agentCmd(), storeCmd(), certCmd(), statusCmd(), planCmd(), networkCmd(), nodeCmd(), whyCmd(), flowsCmd(), policyCmd(), labCmd(), versionCmd())
+	root.AddCommand(applyCmd(), getCmd(), deleteCmd(), labelCmd())
 	return root
 }
 

@@ -8,8 +8,9 @@ import (
 	"github.com/heddle-net/heddle/internal/model"
 )
 
-// MaxObjectSize bounds the JSON form of one object, in bytes; etcd itself refuses 1.5 MiB.
-const MaxObjectSize = 256 << 10
+// MaxObjectSize bounds the JSON form of one object, in bytes: a resource of the megabyte that dialects take
+// fits. etcd itself refuses 1.5 MiB.
+const MaxObjectSize = 1<<20 + 64<<10
 
 var keyRE = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,300}$`)
 

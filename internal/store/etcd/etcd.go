@@ -28,7 +28,7 @@ import (
 // keys that are left for each page, so that many small pages cost much.
 const (
 	pageBytes              = 4 << 20
-	firstPage, biggestPage = 500, 20_000 // objects
+	firstPage, biggestPage = 100, 20_000 // objects
 )
 
 // Store is the client of one etcd.
