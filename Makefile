@@ -1,8 +1,8 @@
 # Every recipe is one call; what it does stands in build/.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test test-short build setup lint fmt bench bench-cni bench-datapath \
-	chaos scale fuzz cross install uninstall clean
+.PHONY: help demo demo-down test test-short build setup lint fmt bench bench-cni bench-datapath bench-policy \
+	chaos scale window fuzz cross install uninstall clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
@@ -37,7 +37,7 @@ lint: setup-build ## run go vet and golangci-lint
 fmt: setup-build ## format the code and apply the linters' own fixes
 	@build/lint --fix
 
-bench: setup build ## measure: CNI calls and data path, beside the reference chain and the floor (ARGS=-short)
+bench: setup build ## measure: CNI calls, data path and policies, beside the reference chain and the floor (ARGS=-short)
 	@build/bench all $(ARGS)
 
 bench-cni: setup build ## measure ADD and DEL beside the reference CNI chain
@@ -46,11 +46,17 @@ bench-cni: setup build ## measure ADD and DEL beside the reference CNI chain
 bench-datapath: setup build ## measure host-gw and vxlan beside static routes
 	@build/bench datapath $(ARGS)
 
+bench-policy: setup build ## measure what policies cost per packet, with 10 to 100,000 table entries
+	@build/bench policy $(ARGS)
+
 chaos: setup build ## kill agent and store 200 times during ADD and DEL (KILLS=n)
 	@build/test chaos
 
-scale: setup build ## join a network of 1,000 registered nodes
+scale: setup build ## join a network of 1,000 nodes; police in one of 100,000 workloads and 10,000 policies
 	@build/test scale
+
+window: setup build ## add 1,000 pods that send at once to where policies deny everything (PODS=n)
+	@build/test window
 
 fuzz: setup-build ## fuzz every parser of outside bytes for a while (FUZZTIME=10s each)
 	@build/test fuzz

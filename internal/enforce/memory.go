@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -93,18 +95,13 @@ func (e *Enforcer) remember() {
 func (e *Enforcer) write() error {
 	e.mu.Lock()
 	synced := e.synced
-	var endpoints []*policy.Endpoint
-	resources := make([]*model.Resource, 0, len(e.resources))
-	if synced {
-		for _, o := range e.compiler.Objects() {
-			if ep, ok := o.(*policy.Endpoint); ok && ep.Node != e.Node {
-				endpoints = append(endpoints, ep)
-			}
-		}
-		for _, r := range e.resources {
-			resources = append(resources, r)
+	var keys []string
+	for key := range e.compiler.Keys() {
+		if strings.HasPrefix(key, "e/") && !strings.HasPrefix(key, "e/"+e.Node+":") {
+			keys = append(keys, key)
 		}
 	}
+	resources := slices.Collect(maps.Values(e.resources))
 	e.mu.Unlock()
 	if !synced {
 		return nil // what is in the file is all that is known
@@ -117,11 +114,11 @@ func (e *Enforcer) write() error {
 	buf := bufio.NewWriter(f)
 	z, _ := gzip.NewWriterLevel(buf, gzip.BestSpeed)
 	enc := json.NewEncoder(z)
-	for _, ep := range endpoints {
-		_, link, _ := strings.Cut(ep.Key, ":")
-		err = errors.Join(err, enc.Encode(line{Endpoint: &model.Endpoint{
-			Node: ep.Node, Link: link, Namespace: ep.Namespace, Name: ep.Name, Labels: ep.Labels, Addresses: ep.Addresses,
-		}}))
+	// A few at a time: nobody waits for long, and no second copy of a large cluster is ever made.
+	for some := range slices.Chunk(keys, 256) {
+		for _, ep := range e.endpoints(some) {
+			err = errors.Join(err, enc.Encode(line{Endpoint: ep}))
+		}
 	}
 	for _, r := range resources {
 		err = errors.Join(err, enc.Encode(line{Resource: r}))
@@ -131,4 +128,20 @@ func (e *Enforcer) write() error {
 		return fmt.Errorf("%s: %w", e.Memory, err)
 	}
 	return os.Rename(f.Name(), e.Memory)
+}
+
+// endpoints are those of the keys that are still there.
+func (e *Enforcer) endpoints(keys []string) []*model.Endpoint {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []*model.Endpoint
+	for _, key := range keys {
+		if ep, ok := e.compiler.Object(key).(*policy.Endpoint); ok {
+			_, link, _ := strings.Cut(ep.Key, ":")
+			out = append(out, &model.Endpoint{
+				Node: ep.Node, Link: link, Namespace: ep.Namespace, Name: ep.Name, Labels: ep.Labels, Addresses: ep.Addresses,
+			})
+		}
+	}
+	return out
 }

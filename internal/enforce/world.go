@@ -60,8 +60,8 @@ func (e *Enforcer) forget(items []store.Item) {
 		there[prefix+it.Object.Key()] = true
 	}
 	var gone []string
-	for key, o := range e.compiler.Objects() {
-		if ep, ok := o.(*policy.Endpoint); !there[key] && (!ok || ep.Node != e.Node) {
+	for key := range e.compiler.Keys() {
+		if !there[key] && !strings.HasPrefix(key, "e/"+e.Node+":") {
 			gone = append(gone, key)
 		}
 	}

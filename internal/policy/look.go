@@ -1,6 +1,10 @@
 package policy
 
-import "net/netip"
+import (
+	"iter"
+	"maps"
+	"net/netip"
+)
 
 // Object returns what was put under a key; nil when there is nothing.
 func (c *Compiler) Object(key string) Object {
@@ -9,6 +13,9 @@ func (c *Compiler) Object(key string) Object {
 	}
 	return nil
 }
+
+// Keys yields the keys of everything that was put and not deleted, in no order.
+func (c *Compiler) Keys() iter.Seq[string] { return maps.Keys(c.objects) }
 
 // RowOf is the row by which a local end's packets from or to a remote address are decided; 0 when the end
 // is not policed.

@@ -1,8 +1,8 @@
 // Command bench measures Heddle beside its floors and its peers. `make bench` builds and runs it.
 //
-//	bench all|cni|datapath [flags]
+//	bench all|cni|datapath|policy [flags]
 //
-// Flags of `all` go to both parts: only -short and -rounds make sense there.
+// Flags of `all` go to all parts: only -short and -rounds make sense there.
 //
 // It needs root and puts everything it makes into namespaces of its own.
 package main
@@ -40,13 +40,18 @@ func run(ctx context.Context, args []string) error {
 		return load.Main(args[1:])
 	case "datapath":
 		return datapath.Main(ctx, args[1:], os.Stdout)
+	case "policy":
+		return datapath.Policy(ctx, args[1:], os.Stdout)
 	case "cni":
 		return cni.Main(ctx, args[1:], os.Stdout)
 	case "all":
 		if err := cni.Main(ctx, args[1:], os.Stdout); err != nil {
 			return err
 		}
-		return datapath.Main(ctx, args[1:], os.Stdout)
+		if err := datapath.Main(ctx, args[1:], os.Stdout); err != nil {
+			return err
+		}
+		return datapath.Policy(ctx, args[1:], os.Stdout)
 	}
-	return fmt.Errorf("%q: want all, cni or datapath", args[0])
+	return fmt.Errorf("%q: want all, cni, datapath or policy", args[0])
 }

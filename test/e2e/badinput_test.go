@@ -268,7 +268,7 @@ func (c *badCase) stored() string {
 		return ""
 	}
 	return atRest(c.t, "the store", func() string { // an agent registers after its pass
-		return stored(c.t, c.store, model.KindPool, model.KindNode, model.KindBlock)
+		return stored(c.t, c.store, model.KindPool, model.KindNode, model.KindBlock, model.KindResource)
 	})
 }
 

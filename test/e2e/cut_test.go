@@ -80,14 +80,14 @@ func (w *walkthrough) cut(f model.Family) {
 	}
 	friend, atServer := connect(w.ctx, t, file("default/friend"), l, address)
 	ctx, cancel := context.WithCancel(w.ctx)
-	var background sync.WaitGroup
+	var background, talking sync.WaitGroup
 	for _, p := range busy {
 		background.Go(func() { pump(p.client) })
 		background.Go(func() { _, _ = io.Copy(io.Discard, p.server) })
 	}
 	var lost error
 	background.Go(func() { _, _ = io.Copy(atServer, atServer) })
-	background.Go(func() { lost = talk(ctx, friend) })
+	talking.Go(func() { lost = talk(ctx, friend) })
 
 	udp, err := socket(file("dev/server"), address)
 	if err != nil {
@@ -130,6 +130,7 @@ func (w *walkthrough) cut(f model.Family) {
 	})
 	time.Sleep(300 * time.Millisecond)
 	cancel()
+	talking.Wait()
 	_ = friend.Close()
 	ended := make(chan struct{})
 	go func() { background.Wait(); close(ended) }()

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,13 +15,13 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/heddle-net/heddle/test/harness"
 )
 
 const (
-	windowPods  = 1_000 // added under a policy that denies all
-	windowOpen  = 100   // added where nothing is denied: they show that the test would see a packet
-	windowAt    = 8     // at a time
+	windowOpen  = 10 // of how many one is added where nothing is denied: they show that the test would see a packet
+	windowAt    = 8  // at a time
 	windowPort  = 9999
 	windowStays = 20 * time.Millisecond // from ADD's end to DEL
 )
@@ -63,6 +65,19 @@ func TestNoPacketPassesBeforeThePolicyHolds(t *testing.T) {
 	}
 }
 
+// windowPods is how many pods are added under a policy that denies all: HEDDLE_WINDOW_PODS, or few.
+func windowPods(t *testing.T) int {
+	text := os.Getenv("HEDDLE_WINDOW_PODS")
+	if text == "" {
+		return 100
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < windowOpen {
+		t.Fatalf("HEDDLE_WINDOW_PODS %s: want a number of %d or more", text, windowOpen)
+	}
+	return n
+}
+
 type window struct {
 	*host
 	list   *libcni.NetworkConfigList
@@ -99,7 +114,7 @@ func (w *window) run(t *testing.T) {
 		workers.Go(func() {
 			for i := range jobs {
 				namespace := "locked"
-				if i%(windowPods/windowOpen+1) == 0 {
+				if i%(windowOpen+1) == 0 {
 					namespace = "open"
 				}
 				if err := w.one(ctx, i, namespace); err != nil {
@@ -112,7 +127,9 @@ func (w *window) run(t *testing.T) {
 			}
 		})
 	}
-	for i := range windowPods + windowOpen {
+	locked := windowPods(t)
+	open := locked / windowOpen
+	for i := range locked + open {
 		select {
 		case jobs <- i:
 		case err := <-failed:
@@ -125,12 +142,12 @@ func (w *window) run(t *testing.T) {
 	}
 	close(jobs)
 	workers.Wait()
-	t.Logf("%d locked pods: %d datagrams arrived from them, %d reached them; %d open pods: %d arrived, %d reached them", windowPods,
-		w.arrived["locked"].Load(), w.taken["locked"].Load(), windowOpen, w.arrived["open"].Load(), w.taken["open"].Load())
+	t.Logf("%d locked pods: %d datagrams arrived from them, %d reached them; %d open pods: %d arrived, %d reached them", locked,
+		w.arrived["locked"].Load(), w.taken["locked"].Load(), open, w.arrived["open"].Load(), w.taken["open"].Load())
 	if n, m := w.arrived["locked"].Load(), w.taken["locked"].Load(); n+m > 0 {
 		t.Errorf("%d datagrams passed from and %d to pods that policies lock up", n, m)
 	}
-	if n, m := w.arrived["open"].Load(), w.taken["open"].Load(); n < windowOpen || m == 0 {
+	if n, m := w.arrived["open"].Load(), w.taken["open"].Load(); n < int64(open) || m == 0 {
 		t.Errorf("from pods that nothing locks up %d datagrams arrived, and %d reached them: this test would see nothing", n, m)
 	}
 }
@@ -142,16 +159,12 @@ func (w *window) add(ctx context.Context, ns, id, namespace string) (netip.Addr,
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	text := fmt.Sprint(res)
-	var a string
-	if at := strings.Index(text, "10.244."); at >= 0 {
-		a = text[at : strings.IndexByte(text[at:], '/')+at]
+	r, err := types100.NewResultFromResult(res)
+	if err != nil || len(r.IPs) == 0 {
+		return netip.Addr{}, fmt.Errorf("result of ADD: %v: %w", res, err)
 	}
-	addr, err := netip.ParseAddr(a)
-	if err != nil {
-		return addr, fmt.Errorf("result of ADD has no address: %s", text)
-	}
-	return addr, nil
+	a, _ := netip.AddrFromSlice(r.IPs[0].Address.IP)
+	return a.Unmap(), nil
 }
 
 func (w *window) conf(ns, id, namespace string) *libcni.RuntimeConf {

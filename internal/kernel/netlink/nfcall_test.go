@@ -16,7 +16,9 @@ func TestBridgeHandsPacketsToTheFilterWhilePlanned(t *testing.T) {
 		p.Links[0].NFCall = policed.Load()
 		return p
 	}
-	both := func(state string) []string { return []string{"nf_call_iptables " + state, "nf_call_ip6tables " + state} }
+	both := func(state string) []string {
+		return []string{"nf_call_iptables " + state, "nf_call_ip6tables " + state}
+	}
 	apply(t, d, wanted())
 	node.wants("ip -d link show cni0", both("0")...)
 	policed.Store(true)

@@ -39,8 +39,25 @@ var recipes = []recipe{
 	{"flannel-vxlan", "the same devices and routes with Flannel's iptables rules", planned(setting{path: model.PathVXLAN, attachment: model.AttachBridge, flannel: true}), "iptables-restore"},
 }
 
+// suite is a set of networks that are measured in turns.
+type suite struct {
+	name    string
+	title   string   // what the figures are
+	floor   string   // the network to which all ratios are
+	recipes []recipe // the floor among them
+	more    []recipe // only on request
+	tests   []string // all when empty
+}
+
+var paths = suite{
+	name: "datapath", floor: Floor, recipes: recipes, more: trials,
+	title: "Data path, kernel %s, %d rounds in turns. Figures are ratios to pods with static routes in the\n" +
+		"same round: median (least..most). tcp, connect and udp64: more is better; rr: less is better.\n",
+}
+
 // Report is all that a run found.
 type Report struct {
+	floor   string
 	Kernel  string            `json:"kernel"`
 	Rounds  int               `json:"rounds"`
 	About   map[string]string `json:"about"` // networks
@@ -49,17 +66,19 @@ type Report struct {
 	Noisy   int               `json:"noisy"` // samples that stayed noisy
 }
 
-// Main runs the benchmark, prints a table to out and writes all samples as JSON.
-func Main(ctx context.Context, args []string, out io.Writer) error {
-	fs := flag.NewFlagSet("datapath", flag.ContinueOnError)
+// Main measures the paths, prints a table to out and writes all samples as JSON.
+func Main(ctx context.Context, args []string, out io.Writer) error { return paths.run(ctx, args, out) }
+
+func (u *suite) run(ctx context.Context, args []string, out io.Writer) error {
+	fs := flag.NewFlagSet(u.name, flag.ContinueOnError)
 	rounds := fs.Int("rounds", 5, "how often each test runs in each network")
 	tcp := fs.Duration("tcp", 3*time.Second, "length of a TCP stream test")
 	other := fs.Duration("other", time.Second, "length of any other test")
 	tries := fs.Int("tries", 2, "how often a test is repeated when others use the CPU")
 	only := fs.String("only", "", "networks to measure, parted by commas (always with the floor)")
-	kinds := fs.String("tests", "", "tests to run, parted by commas")
+	kinds := fs.String("tests", strings.Join(u.tests, ","), "tests to run, parted by commas; empty for all")
 	short := fs.Bool("short", false, "two rounds of half a second, for a look")
-	file := fs.String("json", "bin/bench-datapath.json", "where all samples go; empty for nowhere")
+	file := fs.String("json", "bin/bench-"+u.name+".json", "where all samples go; empty for nowhere")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -68,17 +87,17 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 	}
 	chosen := func(list, name string) bool { return list == "" || slices.Contains(strings.Split(list, ","), name) }
 
-	r := Report{Rounds: *rounds, About: map[string]string{}, Units: map[string]string{}}
+	r := Report{floor: u.floor, Rounds: *rounds, About: map[string]string{}, Units: map[string]string{}}
 	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		r.Kernel = strings.TrimSpace(string(b))
 	}
 	var nets []*network
-	candidates := recipes
+	candidates := u.recipes
 	if *only != "" {
-		candidates = slices.Concat(recipes, trials)
+		candidates = slices.Concat(u.recipes, u.more)
 	}
 	for _, c := range candidates {
-		if c.name != Floor && !chosen(*only, c.name) {
+		if c.name != u.floor && !chosen(*only, c.name) {
 			continue
 		}
 		if _, err := exec.LookPath(c.needs); c.needs != "" && err != nil {
@@ -125,7 +144,7 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		}
 		_, _ = fmt.Fprintf(os.Stderr, "round %d of %d done\n", round+1, *rounds)
 	}
-	r.print(out, nets, run)
+	r.print(out, u.title, nets, run)
 	if *file == "" {
 		return nil
 	}

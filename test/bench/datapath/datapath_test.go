@@ -47,6 +47,25 @@ func TestNetworksCarryEveryLoad(t *testing.T) {
 	}
 }
 
+// TestPolicedPodsCarryEveryLoad: with few and with many table entries, and under iptables' chain.
+func TestPolicedPodsCarryEveryLoad(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("network namespaces need root")
+	}
+	var out strings.Builder
+	err := Policy(t.Context(), []string{
+		"-rounds", "1", "-other", "20ms", "-tries", "0", "-only", "none,policy-1000,iptables-10", "-json", "",
+	}, &out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"policy-1000", "iptables-10", "policy-10 itself"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the report lacks %q:\n%s", want, out.String())
+		}
+	}
+}
+
 func TestLoadCountsWhatArrives(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
@@ -70,7 +89,7 @@ func TestLoadCountsWhatArrives(t *testing.T) {
 }
 
 func TestRatiosAreTakenWithinARound(t *testing.T) {
-	r := Report{Samples: []sample{
+	r := Report{floor: Floor, Samples: []sample{
 		{Network: Floor, Test: "x", Round: 0, Value: 10},
 		{Network: Floor, Test: "x", Round: 1, Value: 20},
 		{Network: "n", Test: "x", Round: 0, Value: 5},

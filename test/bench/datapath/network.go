@@ -250,3 +250,9 @@ func flannelRules(s *space.Space, own netip.Prefix) error {
 		"COMMIT\n"
 	return s.Run(text, "iptables-restore")
 }
+
+// podMAC is the MAC of node i's pod.
+func podMAC(i int) string {
+	in := input(i, setting{attachment: model.AttachBridge})
+	return plan.PodOf(in, in.Workloads[0], 1500).MAC
+}

@@ -11,7 +11,7 @@ import (
 func (r *Report) ratios(network, test string, of func(sample) float64) []float64 {
 	floor := map[int]float64{}
 	for _, s := range r.Samples {
-		if s.Network == Floor && s.Test == test {
+		if s.Network == r.floor && s.Test == test {
 			floor[s.Round] = of(s)
 		}
 	}
@@ -50,7 +50,7 @@ func spread(v []float64) (median, least, most float64) {
 func value(s sample) float64 { return s.Value }
 func cost(s sample) float64  { return s.Cost }
 
-func (r *Report) print(out io.Writer, nets []*network, run []test) {
+func (r *Report) print(out io.Writer, title string, nets []*network, run []test) {
 	table := func(title string, of func(sample) float64, unit func(test) string) {
 		_, _ = fmt.Fprintf(out, "\n%s\n\n", title)
 		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -65,15 +65,14 @@ func (r *Report) print(out io.Writer, nets []*network, run []test) {
 				_, _ = fmt.Fprintf(w, "\t%.2f (%.2f..%.2f)", m, lo, hi)
 			}
 		}
-		_, _ = fmt.Fprintf(w, "\n%s itself", Floor)
+		_, _ = fmt.Fprintf(w, "\n%s itself", r.floor)
 		for _, t := range run {
-			_, _ = fmt.Fprintf(w, "\t%.4g %s", r.median(Floor, t.name, of), unit(t))
+			_, _ = fmt.Fprintf(w, "\t%.4g %s", r.median(r.floor, t.name, of), unit(t))
 		}
 		_, _ = fmt.Fprintln(w)
 		_ = w.Flush()
 	}
-	_, _ = fmt.Fprintf(out, "Data path, kernel %s, %d rounds in turns. Figures are ratios to pods with static routes in the\n"+
-		"same round: median (least..most). tcp, connect and udp64: more is better; rr: less is better.\n", r.Kernel, r.Rounds)
+	_, _ = fmt.Fprintf(out, title, r.Kernel, r.Rounds)
 	table("Speed", value, func(t test) string { return t.unit })
 	table("CPU time for the same work (less is better)", cost, func(t test) string { return t.costUnit })
 	_, _ = fmt.Fprintf(out, "\n%d of %d samples stayed noisy: others used more than %.0f %% of a CPU meanwhile.\n\n", r.Noisy, len(r.Samples), noisy*100)
