@@ -81,7 +81,6 @@ func (a *Agent) pass(ctx context.Context) {
 		return
 	}
 
-	a.policy.SetNode(ownAddresses(self, host), interfaces(host))
 	a.attaching.Lock()
 	in := a.input(*self, cluster, recalled, host)
 	p, err := plan.Build(in)
@@ -103,6 +102,7 @@ func (a *Agent) pass(ctx context.Context) {
 		a.notReady(err.Error())
 		return
 	}
+	a.policy.SetNode(ownAddresses(self, host, &p), interfaces(host))
 	changed := 0
 	for _, d := range a.Drivers {
 		n, problems := d.Apply(ctx, &p)

@@ -26,8 +26,11 @@ func (a *Agent) holdWorkloads() {
 func (a *Agent) macOf(w model.Workload) string { return plan.PodOf(plan.Input{}, w, w.MTU).MAC }
 
 // ownAddresses are all by which a workload can mean the node that it runs on.
-func ownAddresses(self *model.Node, host model.Host) []netip.Addr {
+func ownAddresses(self *model.Node, host model.Host, p *plan.Plan) []netip.Addr {
 	out := why.NodeAddresses(self)
+	for _, a := range p.Addresses {
+		out = append(out, a.Prefix.Addr())
+	}
 	for _, u := range host.Uplinks {
 		out = append(out, u.Prefix.Addr())
 	}
