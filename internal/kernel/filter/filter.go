@@ -282,7 +282,7 @@ func (d *Driver) build(t *tableSpec, want contents) (n int, err error) {
 
 // counts tells whether the elements of a set carry counters.
 func (d *Driver) counts(s *setSpec) bool {
-	return d.counted && (s == portSet || s == rangeSet || s == protoSet || s == rows)
+	return d.counted && slices.Contains(counting, s)
 }
 
 // Sweep removes both tables.

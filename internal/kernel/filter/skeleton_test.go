@@ -31,9 +31,9 @@ func rich() *policy.Table {
 			{First: addr("::"), Last: addr("::")}:                                    6,
 			{First: addr("ff00::"), Last: lastOf(netip.MustParsePrefix("ff00::/8"))}: 5,
 		},
-		Locals: map[policy.Local]policy.Row{in("10.1.0.2"): 1, out("10.1.0.2"): 2, in("fd01::2"): 1},
+		Locals: map[policy.Local]policy.Row{in("10.1.0.2"): 1, out("10.1.0.2"): 2, in("fd01::2"): 1, out("fd01::2"): 2},
 		Rows: map[policy.RowKey]policy.Row{
-			{Local: in("10.1.0.2"), ID: 1}: 3, {Local: in("10.1.0.2"), ID: 0}: 4, {Local: in("fd01::2"), ID: 1}: 3, {Local: out("10.1.0.2"), ID: 70000}: 100000,
+			{Local: in("10.1.0.2"), ID: 1}: 3, {Local: in("10.1.0.2"), ID: 0}: 4, {Local: in("fd01::2"), ID: 1}: 3, {Local: out("10.1.0.2"), ID: 70000}: 100000, {Local: out("fd01::2"), ID: 3}: 4,
 		},
 		L4: map[policy.L4Key]policy.Decision{
 			{Row: 3, Protocol: 6, Src: policy.AllPorts, Dst: policy.PortRange{First: 80, Last: 80}}:                       allow,
