@@ -49,7 +49,7 @@ func interfaces(host model.Host) map[string][]netip.Addr {
 // maxQuestion bounds what is read of a question, in bytes.
 const maxQuestion = 16 << 20
 
-// servePolicy adds the policy side's answers: /flows, /why, /check.
+// servePolicy adds the policy side's answers: /flows, /why, /counters, /check.
 func (a *Agent) servePolicy(mux *http.ServeMux) {
 	mux.HandleFunc("GET /flows", func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
@@ -72,6 +72,26 @@ func (a *Agent) servePolicy(mux *http.ServeMux) {
 			}
 		}
 		http.Error(w, err.Error(), statusOf(err))
+	})
+	mux.HandleFunc("GET /counters", func(w http.ResponseWriter, r *http.Request) {
+		counts, err := a.policy.Counters(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), statusOf(err))
+			return
+		}
+		reply(w, counts)
+	})
+	mux.HandleFunc("POST /counters", func(w http.ResponseWriter, r *http.Request) {
+		var on bool
+		err := json.NewDecoder(io.LimitReader(r.Body, maxQuestion)).Decode(&on)
+		if err == nil {
+			err = a.policy.SetCounting(r.Context(), on)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), statusOf(err))
+			return
+		}
+		reply(w, on)
 	})
 	mux.HandleFunc("POST /check", func(w http.ResponseWriter, r *http.Request) {
 		var change enforce.ResourceChange

@@ -16,7 +16,7 @@ import (
 
 func policyCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Look at what policies do"}
-	cmd.AddCommand(policyCheckCmd())
+	cmd.AddCommand(policyCheckCmd(), policyCountersCmd())
 	return cmd
 }
 

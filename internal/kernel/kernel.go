@@ -63,6 +63,27 @@ type Filter interface {
 
 	// Sweep removes everything that the driver owns: then nothing is policed.
 	Sweep(ctx context.Context) error
+
+	// SetCounting makes all entries that decide count, from nothing, or stop counting.
+	SetCounting(ctx context.Context, on bool) error
+
+	// Counting tells whether entries count.
+	Counting() bool
+
+	// Counters reads the counts.
+	Counters(ctx context.Context) (Counters, error)
+}
+
+// Count is what an entry has decided. Only packets that are judged count: the first of each flow.
+type Count struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Counters are the counts of all entries: with the table's Decisions they are those of rules.
+type Counters struct {
+	L4   map[policy.L4Key]Count
+	Base map[policy.Row]Count
 }
 
 // Flow is one tracked connection, from who began it: addresses and ports as the workloads see them

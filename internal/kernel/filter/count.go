@@ -8,20 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-net/heddle/internal/kernel"
 	"github.com/heddle-net/heddle/internal/policy"
 )
-
-// Count is what an entry has decided. Only packets that are judged count: the first of each flow.
-type Count struct {
-	Packets uint64 `json:"packets"`
-	Bytes   uint64 `json:"bytes"`
-}
-
-// Counters are the counts of all entries: with the table's Decisions they are those of rules.
-type Counters struct {
-	L4   map[policy.L4Key]Count
-	Base map[policy.Row]Count
-}
 
 // counting are the maps whose entries decide.
 var counting = []*setSpec{portSet, rangeSet, protoSet, rows}
@@ -69,10 +58,10 @@ func (d *Driver) Counting() bool {
 }
 
 // Counters reads the counts.
-func (d *Driver) Counters(ctx context.Context) (Counters, error) {
+func (d *Driver) Counters(ctx context.Context) (kernel.Counters, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := Counters{L4: map[policy.L4Key]Count{}, Base: map[policy.Row]Count{}}
+	out := kernel.Counters{L4: map[policy.L4Key]kernel.Count{}, Base: map[policy.Row]kernel.Count{}}
 	if err := ctx.Err(); err != nil {
 		return out, err
 	}
@@ -84,7 +73,7 @@ func (d *Driver) Counters(ctx context.Context) (Counters, error) {
 	}
 	for _, s := range counting {
 		err := d.c.each(inetTable, s, d.flags != 0, func() {}, func(i ident, _ uint32, counter []byte) {
-			out.add(s, i, countOf(counter))
+			addCount(&out, s, i, countOf(counter))
 		})
 		if err != nil {
 			return out, fmt.Errorf("map %s: %w", s.name, err)
@@ -93,7 +82,7 @@ func (d *Driver) Counters(ctx context.Context) (Counters, error) {
 	return out, nil
 }
 
-func countOf(counter []byte) (c Count) {
+func countOf(counter []byte) (c kernel.Count) {
 	for kind, v := range attributes(counter) {
 		switch {
 		case len(v) != 8:
@@ -106,8 +95,8 @@ func countOf(counter []byte) (c Count) {
 	return c
 }
 
-// add puts a count where its entry is. Row 0 is nobody's: it marks that a map is whole.
-func (c *Counters) add(s *setSpec, i ident, n Count) {
+// addCount puts a count where its entry is. Row 0 is nobody's: it marks that a map is whole.
+func addCount(c *kernel.Counters, s *setSpec, i ident, n kernel.Count) {
 	if s == rows {
 		if row := policy.Row(binary.NativeEndian.Uint32(i[:])); row != 0 {
 			c.Base[row] = n

@@ -3,6 +3,7 @@ package filter
 import (
 	"testing"
 
+	"github.com/heddle-net/heddle/internal/kernel"
 	"github.com/heddle-net/heddle/internal/policy"
 )
 
@@ -15,7 +16,7 @@ func TestEntriesCountWhatTheyDecideOnDemand(t *testing.T) {
 	}
 	before := w.node.everything()
 	must(t, d.SetCounting(t.Context(), true))
-	counts := func() Counters {
+	counts := func() kernel.Counters {
 		c, err := d.Counters(t.Context())
 		must(t, err)
 		return c
