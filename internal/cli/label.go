@@ -112,16 +112,14 @@ func parseChange(cmd *cobra.Command, args []string) (labelChange, error) {
 // carryOut changes the labels of one object, and says in kubectl's words what that came to.
 func (c labelChange) carryOut(cmd *cobra.Command, s store.Store, f ref, namespace string) (done string, err error) {
 	ctx := cmd.Context()
-	var given map[string]string // by the pod's runtime
+	given := map[string]string{} // by the pod's runtime; nil for a pod that does not run
 	if f.kinds[0].Kind == podKind {
 		running, err := workloads(ctx, s, f.name, namespace)
 		if err != nil {
 			return "", err
 		}
-		if w := running[[2]string{namespace, f.name}]; w != nil {
-			given = w.labels
-		} else {
-			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "no workload %s/%s runs now: the labels are for one that comes\n", namespace, f.name)
+		if given = nil; running[[2]string{namespace, f.name}] != nil {
+			given = running[[2]string{namespace, f.name}].labels
 		}
 	}
 	for attempt := 0; ; attempt++ {
@@ -136,6 +134,9 @@ func (c labelChange) carryOut(cmd *cobra.Command, s store.Store, f ref, namespac
 			return "", err
 		}
 		_, err = s.Put(ctx, r, at)
+		if err == nil && given == nil {
+			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "no workload %s/%s runs now: the labels are for one that comes\n", namespace, f.name)
+		}
 		if err == nil || !errors.Is(err, store.ErrConflict) || !overtaken(ctx, attempt) {
 			return done, err
 		}
