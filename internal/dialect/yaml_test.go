@@ -122,6 +122,7 @@ func TestReadYAMLRefusesBadTextAndReturnsNothing(t *testing.T) {
 		{good + "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {b: on}}", `document 2: Namespace a: metadata.labels.b true: want text; numbers and true or false need quotes`},
 		{good + "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {b: .nan}}", `document 2: object: metadata.labels.b NaN: want a number that JSON has`},
 		{good + "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, annotations: {b: [1, !!binary /w==]}}", `document 2: object: metadata.annotations.b[1] binary: want text in UTF-8`},
+		{good + "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, annotations: {!!binary /w==: b}}", "document 2: object: metadata.annotations key \xff: want text; "},
 		{good + ".inf", `document 2: object: content +Inf: want a number that JSON has`},
 		{good + "apiVersion: v1\nkind: List", `document 2: List: items (empty): want a list of objects`},
 		{good + "apiVersion: v1\nkind: List\nitems: {}", `document 2: List: items {}: want a list of objects`},

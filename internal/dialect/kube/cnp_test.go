@@ -104,6 +104,8 @@ func TestRuleThatIsNotUnderstoodFailsClosed(t *testing.T) {
 		{"to: [{namespaces: {matchNames: [a]}}]", `unknown field spec.egress[1].to[0].namespaces.matchNames ["a"]: want one of `},
 		{"to: [{networks: [10.0.0.0/8]}], unless: true", `unknown field spec.egress[1].unless true: want one of action, name, protocols, to`},
 		{"to: [{nodes: {}}]", `spec.egress[1].to[0].nodes {}: want namespaces, pods or networks, one of them: labels of nodes are not known here`},
+		{"to: [{nodes: {}}, {networks: [10.0.0.0/8]}]", `spec.egress[1].to[0].nodes {}: want `},
+		{"to: [{namespaces: {}}], protocols: [{}, {udp: {destinationPort: {number: 1}}}]", `spec.egress[1].protocols[0] {}: want `},
 		{"to: [{domainNames: [example.org]}]", `spec.egress[1].to[0].domainNames ["example.org"]: want namespaces, pods or networks, one of them: names are not resolved here`},
 		{"to: [{networks: [10.0.0.0/8], namespaces: {}}]", `spec.egress[1].to[0] {"namespaces":{},"networks":["10.0.0.0/8"]}: want namespaces, pods or networks, one of them`},
 		{"to: [{networks: [10.0.0.0/8]}], protocols: [{}]", `spec.egress[1].protocols[0] {}: want tcp, udp or sctp with a destinationPort of number or range, or destinationNamedPort; one of them`},
@@ -124,9 +126,10 @@ func TestRuleThatIsNotUnderstoodFailsClosed(t *testing.T) {
 			}
 		}
 	}
-	wantMeaning(t, cnp(adminHead+"  ingress: [{action: Deny, from: [{networks: [10.0.0.0/8]}]}, {action: Accept, from: [{namespaces: {}}, {nodes: {}}]}]"), ofAll+`, ingress
+	wantMeaning(t, cnp(adminHead+"  ingress: [{action: Deny, from: [{networks: [10.0.0.0/8]}]}, {action: Accept, from: [{namespaces: {}}, {nodes: {}}]}, {action: Pass, from: [{namespaces: {}, later: 1}]}]"), ofAll+`, ingress
 of POD && has(projectcalico.org/namespace)
 in 0 deny
+in 2 deny
 `)
 }
 

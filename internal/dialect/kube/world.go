@@ -2,7 +2,6 @@ package kube
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -24,7 +23,7 @@ const (
 
 // namespace carries the label that Kubernetes gives to every namespace.
 func namespace(n *corev1.Namespace) *policy.Namespace {
-	labels := maps.Clone(n.Labels)
+	labels := n.Labels
 	if labels == nil {
 		labels = map[string]string{}
 	}

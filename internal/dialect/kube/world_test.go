@@ -174,6 +174,10 @@ func TestBodyMustBeWhatItIsFiledAs(t *testing.T) {
 		{func(r *model.Resource) { r.Body = json.RawMessage(`null`) }, `NetworkPolicy dev/np: kind "": want NetworkPolicy, as which it is filed`},
 		{func(r *model.Resource) { r.Body = nil }, `NetworkPolicy dev/np: `},
 		{func(r *model.Resource) { r.Body = json.RawMessage(`{"spec":{},"spec":{"ingress":[{}]}}`) }, `NetworkPolicy dev/np: spec given twice: want each field once`},
+		{func(r *model.Resource) {
+			r.Type, r.APIVersion = "Pod", "v1"
+			r.Body = json.RawMessage(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"np"},"spec":{"hostNetwork":false,"hostNetwork":true}}`)
+		}, `Pod dev/np: spec.hostNetwork given twice: want each field once`},
 		{func(r *model.Resource) { r.Body = append(r.Body, make([]byte, MaxBody)...) }, `NetworkPolicy dev/np: size `},
 	} {
 		r := resource(t, object)
