@@ -279,6 +279,52 @@ func consistent(t *rapid.T, tab *Table) {
 	}
 }
 
+// tidy checks what holds inside a compiler after every Compile.
+func tidy(t *rapid.T, c *Compiler) {
+	numbers := map[ID]*identity{}
+	for _, i := range c.idents.by {
+		if other := numbers[i.num]; other != nil || i.num == 0 {
+			t.Fatalf("identities %v and %v share number %d", i.content, other, i.num)
+		}
+		numbers[i.num] = i
+	}
+	groups := map[*identity]int{}
+	for _, g := range c.idents.groups {
+		if len(g.members) == 0 && g.ranges == 0 {
+			t.Fatalf("nobody is in group %v", g.facts)
+		}
+		if g.identity != c.idents.none.identity && numbers[g.identity.num] != g.identity {
+			t.Fatalf("group %v has an identity that is gone", g.facts)
+		}
+		if text := contentText(c.idents.content(g.facts)); text != g.identity.text {
+			t.Fatalf("group %v has identity %q, want %q", g.facts, g.identity.text, text)
+		}
+		groups[g.identity]++
+	}
+	for _, i := range c.idents.by {
+		if groups[i] != i.groups || i.groups == 0 {
+			t.Fatalf("identity %d counts %d groups, and has %d", i.num, i.groups, groups[i])
+		}
+	}
+	c.book.each(func(a *address) {
+		around := ID(0)
+		if g := c.nets.find(a.addr); g != nil {
+			around = g.identity.num
+		}
+		id, there := c.Table().Identities[a.addr]
+		if want := a.group.identity.num; there != (want != around) || there && id != want {
+			t.Fatalf("%v is said to be %d (%t) in a range of %d, want %d", a.addr, id, there, around, want)
+		}
+	})
+	used := map[Row]bool{}
+	for _, r := range c.rows.by {
+		if used[r.num] || r.refs == 0 {
+			t.Fatalf("row %d is there twice, or for nobody", r.num)
+		}
+		used[r.num] = true
+	}
+}
+
 // TestTableFollowsItsObjects: however a world came to be, the table decides as one made from it at once, the
 // deltas add up to it, and nothing piles up.
 func TestTableFollowsItsObjects(t *testing.T) {
@@ -311,6 +357,7 @@ func TestTableFollowsItsObjects(t *testing.T) {
 				copied.Apply(d)
 			}
 			consistent(t, c.Table())
+			tidy(t, c)
 			equalTables(t, copied, c.Table())
 		}
 		anew := NewCompiler(Options{Node: "a"})

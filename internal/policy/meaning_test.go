@@ -271,6 +271,30 @@ func TestANewConditionThatTellsNobodyApartCostsNothing(t *testing.T) {
 	}
 }
 
+// TestAnAddressThatItsRangeCatchesUpWith: what is said of a single address stays right when another policy tells
+// the range around it apart, or no longer does.
+func TestAnAddressThatItsRangeCatchesUpWith(t *testing.T) {
+	office := with(rule(Allow), func(r *Rule) { r.Source.Nets = nets("10.0.1.0/24") })
+	both := with(office, func(r *Rule) { r.Source.NotSelector, r.Protocol = sel(`app == "client" && pcns.team == "red"`), 17 })
+	c := compiled(world(), objects{"p": pol("p", `app == "web"`, office)})
+	probe := func(far, alien, empty string) {
+		t.Helper()
+		for remote, want := range map[string]string{"10.0.1.1": far, "10.0.1.2": alien, "10.0.1.99": empty} {
+			if got := say(c.Table().Decide(in("10.0.0.1"), addr(remote), 17, 1, 1)); got != want {
+				t.Errorf("%s: %s, want %s", remote, got, want)
+			}
+		}
+	}
+	const p, q = "allow NetworkPolicy dev/p rule 0", "allow NetworkPolicy dev/a rule 0"
+	probe(p, p, p)
+	c.Put("a", pol("a", `app == "web"`, both))
+	c.Compile()
+	probe(q, p, q)
+	c.Delete("a")
+	c.Compile()
+	probe(p, p, p)
+}
+
 // TestManyPredicatesOfOneAddress: more rules than a byte counts, each with a net of its own around one address.
 func TestManyPredicatesOfOneAddress(t *testing.T) {
 	var rules []Rule
