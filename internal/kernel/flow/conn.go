@@ -85,7 +85,7 @@ func (c *conn) send() error {
 	var sent error
 	err := c.raw.Write(func(fd uintptr) bool {
 		sent = unix.Sendto(int(fd), c.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-		return sent != unix.EAGAIN && sent != unix.EINTR
+		return !again(sent)
 	})
 	c.out = c.out[:0]
 	return c.fail(errors.Join(err, sent))
@@ -97,7 +97,7 @@ func (c *conn) receive() ([]byte, error) {
 	var read error
 	err := c.raw.Read(func(fd uintptr) bool {
 		n, _, read = unix.Recvfrom(int(fd), c.in, unix.MSG_TRUNC)
-		return read != unix.EAGAIN && read != unix.EINTR
+		return !again(read)
 	})
 	if err == nil && read == nil && n > len(c.in) {
 		read = fmt.Errorf("netlink datagram of %d bytes: want at most %d", n, len(c.in))
@@ -107,6 +107,9 @@ func (c *conn) receive() ([]byte, error) {
 	}
 	return c.in[:n], nil
 }
+
+// again says of a system call's error that it is to be tried again.
+func again(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) }
 
 // begin appends a message's header to c.out and returns where it starts; end writes the length into it.
 func (c *conn) begin(kind, flags uint16) int {

@@ -174,7 +174,8 @@ func isICMP(protocol uint8) bool {
 }
 
 // appendKey appends the payload that names the entry in requests about it. The number that the kernel
-// gave it is among it, so that another entry between the same ports, made since, is not meant.
+// gave it is among it, so that another entry between the same ports, made since, is not meant (unless it was made in the
+// very same place in memory, of which the number is made).
 func (e *entry) appendKey(b []byte) []byte {
 	b = append(b, e.family, unix.NFNETLINK_V0, 0, 0)
 	b = attribute(b, ctaTupleOrig|unix.NLA_F_NESTED, e.key)

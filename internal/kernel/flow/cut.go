@@ -26,6 +26,11 @@ const resetWait = 128 * time.Millisecond
 // workloads' namespaces or this one, while the tracked connection still lets their resets through to the other
 // end, wherever that is; then the kernel is told to forget the entry.
 //
+// An end without a socket to destroy hears nothing: one elsewhere whose reset got lost, one whose workload has a TCP of
+// its own, every one where the kernel lacks CONFIG_INET_DIAG_DESTROY. Then, if policy allows the other direction, its next
+// packet from there makes the kernel track the stream anew (nf_conntrack_tcp_loose); only rules that answer packets from amid
+// an untracked stream with a reset end it. The sockets of MPTCP outlive their subflows by net.mptcp.close_timeout.
+//
 // A flow that was expected (an FTP data connection) is ended when it and the one it belongs to are denied. A flow
 // that cannot be ended does not keep the others: the error names the first, and how many there were.
 func (d *Driver) Cut(ctx context.Context, denied func(kernel.Flow) bool, netns func(netip.Addr) *os.File) (int, error) {

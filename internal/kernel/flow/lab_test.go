@@ -270,11 +270,6 @@ func (l *lab) flows() []kernel.Flow {
 	return all
 }
 
-// between says that a flow goes from one address to another.
-func between(src, dst netip.Addr) func(kernel.Flow) bool {
-	return func(f kernel.Flow) bool { return f.Src.Addr() == src && f.Dst.Addr() == dst }
-}
-
 // listen opens a TCP listener in a pod.
 func (p pod) listen(addr netip.AddrPort) net.Listener {
 	p.t.Helper()

@@ -17,7 +17,7 @@ const Group = 104
 
 // Of linux/netfilter/nfnetlink_log.h.
 const (
-	logPacket = unix.NFNL_SUBSYS_ULOG<<8 | 0 // NFULNL_MSG_PACKET
+	logPacket = unix.NFNL_SUBSYS_ULOG << 8   // NFULNL_MSG_PACKET
 	logConfig = unix.NFNL_SUBSYS_ULOG<<8 | 1 // NFULNL_MSG_CONFIG
 
 	cfgCommand   = 1 // NFULA_CFG_CMD

@@ -158,6 +158,9 @@ func FuzzPacket(f *testing.F) {
 	f.Add(logMessage(unix.AF_INET6, unix.ETH_P_IPV6, "heddle allow input", v6(0, unix.IPPROTO_UDP, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4)))
 	f.Add(logMessage(unix.AF_INET6, unix.ETH_P_IPV6, "heddle deny output", v6(unix.IPPROTO_FRAGMENT, unix.IPPROTO_AH, 0, 0, 0, 0, 0, 0, 0, 58, 1, 128, 0)))
 	f.Add(logMessage(unix.AF_BRIDGE, unix.ETH_P_ARP, "heddle deny prerouting", []byte{0, 1, 8, 0, 6, 4, 0, 1}))
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	f.Add(entryMessage(direction(6, a, b, 999, 80), direction(6, b, a, 80, 999)))
+	f.Add(entryMessage(direction(1, a, b, 0, 8<<8), direction(1, b, a, 0, 0)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l := parseLog(b)
 		if p, ok := l.packet(); ok {

@@ -217,7 +217,7 @@ func (c *cut) canDestroy() bool {
 	switch {
 	case yes:
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPROTONOSUPPORT):
-		c.log.Warn("the kernel cannot destroy sockets: the ends of a TCP connection that policy denies now see no reset, only silence",
+		c.log.Warn("the kernel cannot destroy sockets: a TCP connection that policy denies now is forgotten, but its ends see no reset",
 			"want", "CONFIG_INET_DIAG_DESTROY, and the module tcp_diag", "error", err)
 	default: // asked again next time
 		c.note(fmt.Errorf("whether sockets can be destroyed: %w", err))

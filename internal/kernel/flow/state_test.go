@@ -3,9 +3,11 @@ package flow
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -158,16 +160,45 @@ func TestCutEndsMultipathConnections(t *testing.T) {
 // TestCutMeansTheEntryThatItJudged: another one between the same ports, made since, is another flow.
 func TestCutMeansTheEntryThatItJudged(t *testing.T) {
 	l := newLab(t)
-	entry := []string{"-p", "udp", "-s", "10.9.1.1", "-d", "10.9.2.1", "--sport", "1", "--dport", "2"}
-	l.host.run(append([]string{"conntrack", "-I", "-t", "60"}, entry...)...)
-	again := false
-	l.cut(0, func(kernel.Flow) bool {
-		l.host.run(append([]string{"conntrack", "-D"}, entry...)...)
-		l.host.run(append([]string{"conntrack", "-I", "-t", "60"}, entry...)...)
-		again = true
+	args := func(sport uint16) []string {
+		return []string{"-p", "udp", "-s", "10.9.1.1", "-d", "10.9.2.1", "--sport", fmt.Sprint(sport), "--dport", "2"}
+	}
+	add := func(sport uint16) { l.host.run(append([]string{"conntrack", "-I", "-t", "60"}, args(sport)...)...) }
+	// numbers lists the kernel's numbers of the entries from port 1. It makes them of where in memory an
+	// entry is, among others, so a new one may get the old one's.
+	numbers := func() (all []string) {
+		c, err := dial(t.Context(), l.host.fd, unix.NETLINK_NETFILTER)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.close()
+		err = c.dump(ctGet, make([]byte, nfgenSize), func(data []byte) error {
+			var e entry
+			if parseEntry(data, &e) && e.orig.src.Port() == 1 {
+				all = append(all, string(e.id))
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	add(1)
+	old := numbers()
+	judged := 0
+	l.cut(0, func(f kernel.Flow) bool {
+		if judged++; judged > 1 || f.Src.Port() != 1 {
+			return false
+		}
+		for other := uint16(3); slices.Equal(numbers(), old) && other < 50; other++ {
+			l.host.run(append([]string{"conntrack", "-D"}, args(1)...)...)
+			add(other) // in the place that is free now
+			add(1)
+		}
 		return true
 	})
-	if left := l.flows(); !again || len(left) != 1 {
-		t.Errorf("flows %v: want the new one still there", left)
+	if left := numbers(); judged == 0 || len(left) != 1 || slices.Equal(left, old) {
+		t.Errorf("%d judged, %d left: want the new one still there", judged, len(left))
 	}
 }
