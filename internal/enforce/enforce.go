@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -47,6 +48,8 @@ type Enforcer struct {
 	record  recorder
 	// remembering is held while the memory is written.
 	remembering sync.Mutex
+
+	drift atomic.Bool // the kernel may not hold what it was told
 
 	mu       sync.Mutex
 	compiler *policy.Compiler
@@ -110,11 +113,10 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// drifted makes the next turn read the kernel.
+// drifted makes the next turn read the kernel. The driver may call it from within a call of ours: it takes
+// no lock.
 func (e *Enforcer) drifted() {
-	e.mu.Lock()
-	e.applied = false
-	e.mu.Unlock()
+	e.drift.Store(true)
 	poke(e.kick)
 }
 
@@ -128,9 +130,7 @@ func (e *Enforcer) applyLoop(ctx context.Context) error {
 			return nil
 		case <-e.kick:
 		case <-full.C:
-			e.mu.Lock()
-			e.applied = false
-			e.mu.Unlock()
+			e.drift.Store(true)
 		}
 		begin := time.Now()
 		e.mu.Lock()
@@ -152,6 +152,9 @@ func (e *Enforcer) flush(ctx context.Context) error {
 		return nil
 	}
 	begin := time.Now()
+	if e.drift.Swap(false) {
+		e.applied = false
+	}
 	d := e.compiler.Compile()
 	if d == nil && e.applied {
 		e.holds = e.heard
