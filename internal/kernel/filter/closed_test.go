@@ -74,7 +74,7 @@ func testFlushed(t *testing.T, table *policy.Table, fam, to string, rest bool) {
 	probes := []string{"udp 5001"}
 	if rest {
 		probes = []string{"udp 5001", "tcp 80", "icmp"}
-		if apply(t, d, table); !reached(t, w.a, w.b, to, "udp 80") {
+		if apply(t, d, table); !probed(t, true, w.a, w.b, to, "udp 80") {
 			t.Error("what is allowed does not get through")
 		}
 	}

@@ -17,3 +17,9 @@ func conntrackFlush(s space) {
 	_, err := d.c.receive(func(h unix.NlMsghdr, b []byte) bool { must(s.t, ackError(h, b)); return true })
 	must(s.t, err)
 }
+
+// tracked are the tuples of tracked connections, as the kernel prints them.
+func (s space) tracked() string {
+	s.t.Helper()
+	return s.run("cat", "/proc/net/nf_conntrack")
+}

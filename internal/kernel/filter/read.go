@@ -261,16 +261,21 @@ func (c *conn) each(t *tableSpec, s *setSpec, settled bool, begin func(), f func
 	req.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.name)
 	req.text(unix.NFTA_SET_ELEM_LIST_SET, s.name)
 	return c.dump(unix.NFT_MSG_GETSETELEM, t.family, req.b, settled, begin, func(_ byte, attrs []byte) error {
-		for kind, list := range attributes(attrs) {
-			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-				continue
-			}
-			for _, e := range attributes(list) {
-				f(element(s, e))
-			}
-		}
+		listed(s, attrs, f)
 		return nil
 	})
+}
+
+// listed calls f for every element in a message.
+func listed(s *setSpec, attrs []byte, f func(i ident, value uint32, counter []byte)) {
+	for kind, list := range attributes(attrs) {
+		if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			continue
+		}
+		for _, e := range attributes(list) {
+			f(element(s, e))
+		}
+	}
 }
 
 // element reads one element.

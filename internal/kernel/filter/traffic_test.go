@@ -75,12 +75,12 @@ func TestVerdictsAreThoseOfTheTable(t *testing.T) {
 			} {
 				for what, want := range c.want {
 					for _, to := range []string{c.addr4, c.addr6} {
-						if apply(t, d, &policy.Table{Sources: sources()}); !reached(t, c.from, c.to, to, what) {
+						if apply(t, d, &policy.Table{Sources: sources()}); !probed(t, true, c.from, c.to, to, what) {
 							t.Fatalf("%s to %s, %s: not reached without policy", c.from.name, to, what)
 						}
 						w.forget()
 						apply(t, d, small())
-						if got := reached(t, c.from, c.to, to, what); got != want {
+						if got := probed(t, want, c.from, c.to, to, what); got != want {
 							t.Errorf("%s to %s, %s: reached %v, want %v", c.from.name, to, what, got, want)
 						}
 						w.forget()

@@ -19,15 +19,18 @@ var errUnknown = errors.New("what the kernel holds is not known: apply the whole
 type change struct {
 	before, after locals
 	del, put      contents
-	// fresh are entries of new rows: nothing leads to them before put is done. stale are those of rows to
-	// which nothing leads after it.
-	fresh, stale contents
+	// fresh are entries of new rows: nothing leads to them before put is done.
+	fresh contents
+	// left are rows towards identities that nobody gets by put: who had one of these before and still has it,
+	// is judged as before a moment longer. stale are entries of rows to which nothing leads any more.
+	left, stale contents
 }
 
-// Update applies a difference. What leads packets to their rows changes in one atomic transaction. Interval
-// maps change a moment after the kernel's hash maps do, so entries of new rows that hold ranges are written
-// in a transaction before it; and those of rows that are gone are taken out in one after it, for packets that
-// are on their way through the chains. A row never changes, so nobody can tell.
+// Update applies a difference. What leads packets to their rows changes in one atomic transaction. But a packet
+// on its way through the chains may look into one map before it and into the next after it, and interval maps
+// change a moment after the kernel's hash maps do. So entries of new rows that hold ranges are written in a
+// transaction before it, and what only packets on their way can still come to is taken out in others after it.
+// A row never changes: no packet is judged by anything but the state before or that after.
 func (d *Driver) Update(ctx context.Context, delta *policy.Delta) error {
 	d.mu.Lock()
 	defer d.unlock()
@@ -50,6 +53,7 @@ func (d *Driver) Update(ctx context.Context, delta *policy.Delta) error {
 	for _, write := range []func(*message) error{
 		func(m *message) error { return d.replace(m, nil, c.fresh) },
 		func(m *message) error { return d.write(m, c) },
+		func(m *message) error { return d.replace(m, c.left, nil) },
 		func(m *message) error { return d.replace(m, c.stale, nil) },
 	} {
 		m := newBatch(0)
@@ -114,20 +118,23 @@ func (d *Driver) replace(m *message, del, put contents) error {
 	return nil
 }
 
-// has asks for one element.
-func (c *conn) has(t *tableSpec, s *setSpec, i ident) (bool, error) {
+// has asks for one element. Of intervals the kernel names the one that holds the key, which may be another.
+func (c *conn) has(t *tableSpec, s *setSpec, i ident) (found bool, err error) {
 	m := &message{}
 	m.elements(t, s, unix.NFT_MSG_GETSETELEM, elements{i: 0}, false)
-	err := c.dumpOne(unix.NFT_MSG_GETSETELEM, t.family, m.b[unix.SizeofNlMsghdr+4:], func(byte, []byte) error { return nil })
+	err = c.dumpOne(unix.NFT_MSG_GETSETELEM, t.family, m.b[unix.SizeofNlMsghdr+4:], func(_ byte, attrs []byte) error {
+		listed(s, attrs, func(got ident, _ uint32, _ []byte) { found = found || got == i })
+		return nil
+	})
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
-	return err == nil, err
+	return found, err
 }
 
 // changeOf tells which elements a difference touches.
 func (d *Driver) changeOf(delta *policy.Delta) (*change, error) {
-	c := &change{before: d.local, after: d.local, del: contents{}, put: contents{}, fresh: contents{}, stale: contents{}}
+	c := &change{before: d.local, after: d.local, del: contents{}, put: contents{}, fresh: contents{}, left: contents{}, stale: contents{}}
 	var errs []error
 	note := func(err error) { errs = append(errs, err) }
 	for a := range delta.Identities.Del {
@@ -146,8 +153,19 @@ func (d *Driver) changeOf(delta *policy.Delta) (*change, error) {
 	for l := range delta.Locals.Del {
 		note(local(c.del, l, 0))
 	}
+	given := map[policy.ID]bool{}
+	for _, id := range delta.Identities.Put {
+		given[id] = true
+	}
+	for _, id := range delta.Nets.Put {
+		given[id] = true
+	}
 	for k := range delta.Rows.Del {
-		note(rowOf(c.del, k, 0))
+		if given[k.ID] || k.ID == 0 {
+			note(rowOf(c.del, k, 0))
+		} else {
+			note(rowOf(c.left, k, 0))
+		}
 	}
 	for k := range delta.L4.Del {
 		l4(c.stale, k, policy.VerdictDeny)

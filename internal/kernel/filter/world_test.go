@@ -45,6 +45,8 @@ func newWorld(t testing.TB, bridged bool) world {
 		s.run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0", "net.ipv4.icmp_ratelimit=0", "net.ipv4.icmp_echo_ignore_broadcasts=0")
 	}
 	if bridged {
+		// The bridge's own setting must do, as others may switch the machine's.
+		w.node.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0", "net.bridge.bridge-nf-call-arptables=0")
 		w.node.run("ip", "link", "add", "cni0", "address", macNode, "type", "bridge", "nf_call_iptables", "1", "nf_call_ip6tables", "1")
 		w.node.run("ip", "link", "set", "cni0", "up")
 		w.node.run("ip", "addr", "add", node4+"/24", "dev", "cni0")
@@ -181,6 +183,16 @@ func reached(t testing.TB, from, to space, addr, what string) bool {
 	return answered(t, err)
 }
 
+// probed is reached for one who knows what should be: on a busy machine an answer may come late.
+func probed(t testing.TB, want bool, from, to space, addr, what string) bool {
+	t.Helper()
+	for try := 0; ; try++ {
+		if got := reached(t, from, to, addr, what); got || !want || try == 5 {
+			return got
+		}
+	}
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -233,4 +245,22 @@ func echoed(t testing.TB, from space, to string) bool {
 		return false
 	}
 	return answered(t, err)
+}
+
+// listen listens inside.
+func listen(s space, at string) (l net.Listener, err error) {
+	err = s.inside(func() error { l, err = net.Listen("tcp", at); return err })
+	return l, err
+}
+
+// dialled tells whether a TCP connection comes about.
+func dialled(t testing.TB, from space, to string) bool {
+	t.Helper()
+	return answered(t, from.inside(func() error {
+		c, err := net.DialTimeout("tcp", to, patience)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err
+	}))
 }
