@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"strings"
 	"syscall"
@@ -15,7 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// control serves people and probes: /status, /plan, /input on the root-only socket; /metrics,
+// control serves people and probes: /status, /plan, /input and what policy.go adds on the root-only socket, with
+// Go's own profiles for whoever looks into an agent that takes too much; /metrics,
 // /healthz and /readyz there and on the configured address.
 type control struct {
 	servers   []*http.Server
@@ -36,6 +38,9 @@ func (a *Agent) listenControl() (*control, error) {
 	private.HandleFunc("GET /plan", func(w http.ResponseWriter, _ *http.Request) { replyOr(w, a.snapshot().plan) })
 	a.servePolicy(private)
 	private.HandleFunc("GET /input", func(w http.ResponseWriter, _ *http.Request) { replyOr(w, a.snapshot().input) })
+
+	private.HandleFunc("GET /debug/pprof/", pprof.Index)
+	private.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 
 	c := &control{}
 	if err := c.add("unix:"+a.controlSocket(), private); err != nil {
