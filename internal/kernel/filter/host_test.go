@@ -59,11 +59,15 @@ func TestHostEndpointsAreJudgedAtTheirHooks(t *testing.T) {
 		}{
 			{policy.HostInput, "wan", []flow{
 				fromOutside(with("tcp 22", "tcp 6443")), toOutside(open),
-				{w.a, w.node, node4, node6, open}, {w.outside, w.a, a4, a6, open}, {w.node, w.node, "127.0.0.1", "::1", open},
+				{w.a, w.node, node4, node6, open},
+				{w.outside, w.a, a4, a6, open},
+				{w.node, w.node, "127.0.0.1", "::1", open},
 			}},
 			{policy.HostInput, "*", []flow{
 				fromOutside(with("tcp 22")), toOutside(open),
-				{w.a, w.node, node4, node6, open}, {w.outside, w.a, a4, a6, open}, {w.node, w.node, "127.0.0.1", "::1", open},
+				{w.a, w.node, node4, node6, open},
+				{w.outside, w.a, a4, a6, open},
+				{w.node, w.node, "127.0.0.1", "::1", open},
 			}},
 			{policy.HostOutput, "wan", []flow{
 				toOutside(with("udp 53", "tcp 6443")), fromOutside(open), {w.node, w.a, a4, a6, open}, {w.a, w.outside, out4, out6, open},
@@ -141,16 +145,20 @@ func TestUntrackedPolicyKeepsFlowsOutOfConntrack(t *testing.T) {
 		t.Errorf("%d chains for untracked policy", n)
 	}
 	// Without such policy nobody pays for it.
-	must(t, d.Update(t.Context(), &policy.Delta{Locals: policy.Change[policy.Local, policy.Row]{Del: map[policy.Local]struct{}{in: {}, out: {}}},
-		Rows: policy.Change[policy.RowKey, policy.Row]{Del: map[policy.RowKey]struct{}{{Local: in, ID: 1}: {}}}}))
+	must(t, d.Update(t.Context(), &policy.Delta{
+		Locals: policy.Change[policy.Local, policy.Row]{Del: map[policy.Local]struct{}{in: {}, out: {}}},
+		Rows:   policy.Change[policy.RowKey, policy.Row]{Del: map[policy.RowKey]struct{}{{Local: in, ID: 1}: {}}},
+	}))
 	if list := w.node.run("nft", "list", "table", "inet", TableName); strings.Contains(list, "chain untracked_in {") || strings.Contains(list, "chain untracked_out {") {
 		t.Error("the chains for untracked policy are still there")
 	}
 	if !probed(t, true, w.outside, w.node, "172.16.0.1", "tcp 22") || reached(t, w.outside, w.node, "172.16.0.1", "udp 7000") {
 		t.Error("then normal policy does not decide")
 	}
-	must(t, d.Update(t.Context(), &policy.Delta{Locals: policy.Change[policy.Local, policy.Row]{Put: map[policy.Local]policy.Row{in: 1, out: 3}},
-		Rows: policy.Change[policy.RowKey, policy.Row]{Put: map[policy.RowKey]policy.Row{{Local: in, ID: 1}: 2}}}))
+	must(t, d.Update(t.Context(), &policy.Delta{
+		Locals: policy.Change[policy.Local, policy.Row]{Put: map[policy.Local]policy.Row{in: 1, out: 3}},
+		Rows:   policy.Change[policy.RowKey, policy.Row]{Put: map[policy.RowKey]policy.Row{{Local: in, ID: 1}: 2}},
+	}))
 	if n := apply(t, d, table); n != 0 {
 		t.Errorf("after differences to and fro a pass changed %d objects", n)
 	}

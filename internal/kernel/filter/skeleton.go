@@ -11,9 +11,6 @@ import (
 // TableName is the name of both tables, in family inet and in family bridge.
 const TableName = "heddle-policy"
 
-// workloadGroup is the link group of workloads' host ends.
-const workloadGroup = 104
-
 // skeletonText is a text/template. What it expands to is the same on every node; all churn is elements.
 //
 //go:embed skeleton.nft

@@ -68,12 +68,10 @@ func (s *setSpec) words(es elements) []string {
 		var w string
 		switch {
 		case s.interval() && len(s.fields) == 1:
-			first, last := wordOf(s.fields[0], i[:s.keyLen]), ""
+			first, last := wordOf(s.fields[0], i[:s.keyLen]), wordOf(s.fields[0], bytes.Repeat([]byte{0xff}, int(s.keyLen)))
 			if n+1 < len(keys) && keys[n+1].ends() {
 				end, _ := netip.AddrFromSlice(keys[n+1][:s.keyLen])
 				last = end.Prev().String()
-			} else {
-				last = wordOf(s.fields[0], bytes.Repeat([]byte{0xff}, int(s.keyLen)))
 			}
 			if w = first; first != last {
 				w += "-" + last
