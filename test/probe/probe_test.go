@@ -58,7 +58,7 @@ type tally struct {
 
 // TestPacketsPassAsTheObjectsSay: HEDDLE_PROBES is how many packets ask, HEDDLE_PROBE_SEED the first world's number.
 func TestPacketsPassAsTheObjectsSay(t *testing.T) {
-	many, first := number(t, "HEDDLE_PROBES", 4800), number(t, "HEDDLE_PROBE_SEED", 1)
+	many, first := number(t, "HEDDLE_PROBES", 3600), number(t, "HEDDLE_PROBE_SEED", 1)
 	sum := &tally{verdict: map[string]int{}, reason: map[string]int{}}
 	labs := []struct{ name, topology, netConf, attachment string }{
 		{"bridge, direct", "flat", hostGW, "bridge"},
