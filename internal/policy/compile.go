@@ -331,8 +331,6 @@ func (c *Compiler) finish() *Delta {
 		c.rows.forget(r)
 	}
 	c.rows.idle = nil
-	c.rows.numbers.endRound()
-	c.idents.numbers.endRound()
 	d := &Delta{
 		Identities: c.identityOf.end(), Nets: c.netsOut.end(), Locals: c.locals.end(), Rows: c.rowOf.end(),
 		L4: c.l4.end(), Base: c.base.end(), Sources: c.sources.end(),

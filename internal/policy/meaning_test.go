@@ -106,7 +106,7 @@ func TestMeaning(t *testing.T) {
 		{"conditions on the selected end", one(pol("p", `all()`, with(rule(Allow), func(r *Rule) { r.Dest.Selector, r.Dest.NotNets = sel(`app == "web"`), nets("fd00::/16") }))), []probe{{in(web), far, tcp(1), allowed}, {in(db), far, tcp(1), denied}, {in("fd00::1"), "fd00:1::1", tcp(1), denied}}},
 		{"a family", one(pol("p", `app == "web"`, with(rule(Allow), func(r *Rule) { r.Family = model.IPv6 }))), []probe{{in(web), far, tcp(1), denied}, {in("fd00::1"), "fd00:1::1", tcp(1), allowed}}},
 		{"ports at their ends", one(pol("p", `app == "web"`, with(rule(Allow), func(r *Rule) { r.Protocol, r.Dest.Ports = 6, []Port{{"", 0, 0}, {"", 65535, 65535}, {"", 100, 200}} }))), []probe{{in(web), far, tcp(0), allowed}, {in(web), far, tcp(65535), allowed}, {in(web), far, tcp(1), denied}, {in(web), far, tcp(65534), denied}, {in(web), far, tcp(99), denied}, {in(web), far, tcp(100), allowed}, {in(web), far, tcp(200), allowed}, {in(web), far, tcp(201), denied}, {in(web), far, [3]int{17, 1, 100}, denied}}},
-		{"ports without a protocol are of TCP, UDP and SCTP", one(pol("p", `app == "web"`, with(rule(Allow), func(r *Rule) { r.Dest.Ports = ports(80) }))), []probe{{in(web), far, tcp(80), allowed}, {in(web), far, [3]int{17, 1, 80}, allowed}, {in(web), far, [3]int{132, 1, 80}, allowed}, {in(web), far, [3]int{136, 1, 80}, denied}, {in(web), far, [3]int{47, 0, 0}, denied}, {in(web), far, [3]int{1, 0, 80}, denied}}},
+		{"ports without a protocol are of TCP, UDP and SCTP", one(pol("p", `app == "web"`, with(rule(Allow), func(r *Rule) { r.Dest.Ports = ports(80) }), with(rule(Deny), func(r *Rule) { r.Protocol, r.Dest.Ports = 136, ports(81) }))), []probe{{in(web), far, tcp(80), allowed}, {in(web), far, [3]int{17, 1, 80}, allowed}, {in(web), far, [3]int{132, 1, 80}, allowed}, {in(web), far, [3]int{136, 1, 80}, denied}, {in(web), far, [3]int{47, 0, 0}, denied}, {in(web), far, [3]int{1, 0, 80}, denied}}},
 		{"no ports match no list, not even a negative one", one(pol("p", `app == "web"`, with(rule(Allow), func(r *Rule) { r.Dest.NotPorts = ports(80) }))), []probe{{in(web), far, tcp(80), denied}, {in(web), far, tcp(81), allowed}, {in(web), far, [3]int{47, 0, 0}, denied}}},
 		{"source ports and destination ports together", one(pol("p", `app == "web"`, with(rule(Allow), func(r *Rule) {
 			r.Protocol, r.Source.Ports, r.Dest.Ports = 17, []Port{{"", 1000, 2000}}, ports(53)
@@ -271,12 +271,62 @@ func TestANewConditionThatTellsNobodyApartCostsNothing(t *testing.T) {
 	}
 }
 
+// TestWhatChangesLater: things that come after the first Compile, and of which nothing else tells.
+func TestWhatChangesLater(t *testing.T) {
+	service := with(rule(Allow), func(r *Rule) { r.Source.Service = &ServiceRef{"dev", "s"} })
+	mine := with(rule(Allow), func(r *Rule) { r.Dest.Selector = sel(`set == "mine"`) })
+	slice := func(a string) *EndpointSlice {
+		return &EndpointSlice{ServiceRef{"dev", "s"}, []ServiceEndpoint{{addr(a), 6, 80}}}
+	}
+	set := func(label string) *NetworkSet {
+		return &NetworkSet{Ref: Ref{"NetworkSet", "dev", "set"}, Labels: map[string]string{"set": label}, Nets: nets("10.0.0.1/32", "fd00::/64")}
+	}
+	for _, c := range []struct {
+		name   string
+		rule   Rule
+		before Object
+		after  Object
+		want   bool // whether 10.0.1.1 comes in afterwards; before it is the other way round
+	}{
+		{"an endpoint of a service comes", service, nil, slice("10.0.1.1"), true},
+		{"it moves", service, slice("10.0.1.1"), slice("10.0.1.2"), false},
+		{"it goes", service, slice("10.0.1.1"), nil, false},
+		{"the selected end comes into a network set", mine, nil, set("mine"), true},
+		{"the set is another", mine, set("mine"), set("yours"), false},
+		{"a small net in a range of many", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`net == "small"`) }), nil, &NetworkSet{Labels: map[string]string{"net": "small"}, Nets: nets("10.0.1.0/30")}, true},
+		{"it goes", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`net == "small"`) }), &NetworkSet{Labels: map[string]string{"net": "small"}, Nets: nets("10.0.1.0/30")}, nil, false},
+		{"an account's labels", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`pcsa.role == "x"`) }), nil, &ServiceAccount{"dev", "runner", map[string]string{"role": "x"}}, true},
+		{"a namespace's labels go", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`pcns.extra == "x"`) }), &Namespace{"dev", map[string]string{"extra": "x"}}, nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			all := world()
+			delete(all, "ns/dev")
+			all["far"] = &Endpoint{Key: "b:far", Node: "b", Namespace: "dev", Name: "far", ServiceAccount: "runner", Addresses: []netip.Addr{addr("10.0.1.1")}}
+			comp := compiled(all, objects{"p": pol("p", `app == "web"`, c.rule)})
+			for i, o := range []Object{c.before, c.after} {
+				if o == nil {
+					comp.Delete("it")
+				} else {
+					comp.Put("it", o)
+				}
+				comp.Compile()
+				want := c.want == (i == 1)
+				if got := comp.Table().Decide(in("10.0.0.1"), addr("10.0.1.1"), 6, 1, 1).Verdict == VerdictAllow; got != want {
+					t.Errorf("step %d: %t, want %t", i, got, want)
+				}
+			}
+		})
+	}
+}
+
 // TestAnAddressThatItsRangeCatchesUpWith: what is said of a single address stays right when another policy tells
 // the range around it apart, or no longer does.
 func TestAnAddressThatItsRangeCatchesUpWith(t *testing.T) {
 	office := with(rule(Allow), func(r *Rule) { r.Source.Nets = nets("10.0.1.0/24") })
 	both := with(office, func(r *Rule) { r.Source.NotSelector, r.Protocol = sel(`app == "client" && pcns.team == "red"`), 17 })
-	c := compiled(world(), objects{"p": pol("p", `app == "web"`, office)})
+	c := compiled(world(), objects{"p": pol("p", `app == "web"`, office, with(rule(Deny), func(r *Rule) {
+		r.Dest.Selector = both.Source.NotSelector // known before, and not asked of remote ends
+	}))})
 	probe := func(far, alien, empty string) {
 		t.Helper()
 		for remote, want := range map[string]string{"10.0.1.1": far, "10.0.1.2": alien, "10.0.1.99": empty} {

@@ -216,10 +216,11 @@ func (s *rows) drop(d *decision) {
 	}
 }
 
-// numbers hands out numbers from 1. What is given back can be taken again after the round.
+// numbers hands out numbers from 1. A round takes before it gives back, so that a number means something else
+// only after another Compile.
 type numbers struct {
-	last        uint32
-	free, given []uint32
+	last uint32
+	free []uint32
 }
 
 func (n *numbers) take() uint32 {
@@ -232,9 +233,4 @@ func (n *numbers) take() uint32 {
 	return n.last
 }
 
-func (n *numbers) give(v uint32) { n.given = append(n.given, v) }
-
-func (n *numbers) endRound() {
-	n.free = append(n.free, n.given...)
-	n.given = n.given[:0]
-}
+func (n *numbers) give(v uint32) { n.free = append(n.free, v) }
