@@ -48,6 +48,7 @@ type Enforcer struct {
 	record  recorder
 	// remembering is held while the memory is written.
 	remembering sync.Mutex
+	settled     sync.Once
 
 	drift atomic.Bool // the kernel may not hold what it was told
 
@@ -59,16 +60,16 @@ type Enforcer struct {
 	synced bool
 	// applied: the kernel holds what the compiler's table held after its last Compile.
 	applied bool
-	// heard is the revision of the store's state that the compiler has been told of, holds of that in the kernel.
-	heard, holds store.Revision
-	resources    map[string]*model.Resource // by key, as people wrote them
-	policies     int
-	names        map[netip.Addr]named
-	workloads    int
-	netns        map[netip.Addr]string // of local workloads: paths
-	broken       map[string]model.Problem
-	issues       []model.Problem // the driver's
-	last         Turn
+	// heard is the revision of the store's state that the compiler has been told of, inKernel of that in the kernel.
+	heard, inKernel store.Revision
+	resources       map[string]*model.Resource // by key, as people wrote them
+	policies        int
+	names           map[netip.Addr]named
+	workloads       int
+	netns           map[netip.Addr]string // of local workloads: paths
+	broken          map[string]model.Problem
+	issues          []model.Problem // the driver's
+	last            Turn
 }
 
 // Turn is what the last change of the kernel's maps was.
@@ -157,7 +158,7 @@ func (e *Enforcer) flush(ctx context.Context) error {
 	}
 	d := e.compiler.Compile()
 	if d == nil && e.applied {
-		e.holds = e.heard
+		e.inKernel = e.heard
 		return nil
 	}
 	if e.applied {
@@ -182,7 +183,7 @@ func (e *Enforcer) flush(ctx context.Context) error {
 		}
 		e.applied = true
 	}
-	e.holds = e.heard
+	e.inKernel = e.heard
 	if d == nil && changed == 0 {
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -77,6 +78,8 @@ func (e *Enforcer) rememberLoop(ctx context.Context) error {
 		}
 		begin := time.Now()
 		e.remember()
+		// A start reads many times what it keeps; the machine gets back the rest.
+		e.settled.Do(debug.FreeOSMemory)
 		store.Pause(ctx, max(time.Second, rememberRest*time.Since(begin)))
 	}
 }

@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"bytes"
 	"maps"
 	"net/netip"
 	"slices"
@@ -21,15 +22,18 @@ func (e *Enforcer) Take(b store.Batch) {
 	if b.Whole {
 		e.forget(b.Items)
 	}
-	for _, it := range b.Items {
+	for i, it := range b.Items {
 		switch o := it.Object.(type) {
 		case *model.Endpoint:
 			if o.Node != e.Node { // of its own workloads the node knows first
 				e.put("e/"+o.Key(), endpoint(o))
 			}
 		case *model.Resource:
-			e.putResource(o)
+			if was := e.resources[o.Key()]; was == nil || was.APIVersion != o.APIVersion || !bytes.Equal(was.Body, o.Body) {
+				e.putResource(o)
+			}
 		}
+		b.Items[i].Object = nil // a whole list is large, and all of it that is needed is in the compiler now
 	}
 	for _, d := range b.Deleted {
 		switch d.Kind {
@@ -119,9 +123,13 @@ func (e *Enforcer) count(key string, by int) {
 }
 
 func (e *Enforcer) put(key string, o policy.Object) {
+	ep, ok := o.(*policy.Endpoint)
+	if ok && e.holds(key, ep) {
+		return
+	}
 	e.unname(key)
 	e.compiler.Put(key, o)
-	if ep, ok := o.(*policy.Endpoint); ok {
+	if ok {
 		e.workloads++
 		for _, a := range ep.Addresses {
 			e.names[a] = named{ep.Namespace, ep.Name, ep.Key}
@@ -136,6 +144,14 @@ func (e *Enforcer) drop(key string) {
 
 // named says whose an address is.
 type named struct{ namespace, name, key string }
+
+// holds reports whether the compiler holds just this endpoint already.
+func (e *Enforcer) holds(key string, ep *policy.Endpoint) bool {
+	was, ok := e.compiler.Object(key).(*policy.Endpoint)
+	return ok && was.Key == ep.Key && was.Node == ep.Node && was.Namespace == ep.Namespace && was.Name == ep.Name &&
+		was.ServiceAccount == ep.ServiceAccount && slices.Equal(was.Addresses, ep.Addresses) &&
+		slices.Equal(was.Ports, ep.Ports) && maps.Equal(was.Labels, ep.Labels)
+}
 
 // unname forgets whose addresses an endpoint's were, unless another has them by now.
 func (e *Enforcer) unname(key string) {
@@ -179,7 +195,7 @@ func (e *Enforcer) Status() (Status, []model.Problem) {
 	}
 	return Status{
 		Known: e.known, Policies: e.policies, Workloads: e.workloads, Policed: len(t.Locals),
-		Entries: len(t.Identities) + len(t.Nets) + len(t.Locals) + len(t.Rows) + len(t.L4) + len(t.Base) + len(t.Sources), Last: e.last, Revision: e.holds,
+		Entries: len(t.Identities) + len(t.Nets) + len(t.Locals) + len(t.Rows) + len(t.L4) + len(t.Base) + len(t.Sources), Last: e.last, Revision: e.inKernel,
 	}, problems
 }
 
