@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test test-short build setup lint fmt bench bench-cni bench-datapath bench-policy \
-	chaos scale window fuzz cross install uninstall clean
+	chaos scale window probe fuzz cross install uninstall clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ scale: setup build ## join a network of 1,000 nodes; police in one of 100,000 wo
 
 window: setup build ## add 1,000 pods that send at once to where policies deny everything (PODS=n)
 	@build/test window
+
+probe: setup build ## probe 20,000 pairs under random policies in real labs (PROBES=n)
+	@build/test probe
 
 fuzz: setup-build ## fuzz every parser of outside bytes for a while (FUZZTIME=10s each)
 	@build/test fuzz
