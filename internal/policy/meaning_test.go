@@ -286,22 +286,22 @@ func TestWhatChangesLater(t *testing.T) {
 		rule   Rule
 		before Object
 		after  Object
-		want   bool // whether 10.0.1.1 comes in afterwards; before it is the other way round
+		want   bool // whether 10.0.1.5 comes in afterwards; before it is the other way round
 	}{
-		{"an endpoint of a service comes", service, nil, slice("10.0.1.1"), true},
-		{"it moves", service, slice("10.0.1.1"), slice("10.0.1.2"), false},
-		{"it goes", service, slice("10.0.1.1"), nil, false},
+		{"an endpoint of a service comes", service, nil, slice("10.0.1.5"), true},
+		{"it moves", service, slice("10.0.1.5"), slice("10.0.1.2"), false},
+		{"it goes", service, slice("10.0.1.5"), nil, false},
 		{"the selected end comes into a network set", mine, nil, set("mine"), true},
 		{"the set is another", mine, set("mine"), set("yours"), false},
-		{"a small net in a range of many", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`net == "small"`) }), nil, &NetworkSet{Labels: map[string]string{"net": "small"}, Nets: nets("10.0.1.0/30")}, true},
-		{"it goes", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`net == "small"`) }), &NetworkSet{Labels: map[string]string{"net": "small"}, Nets: nets("10.0.1.0/30")}, nil, false},
+		{"a small net in a range of many", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`net == "small"`) }), nil, &NetworkSet{Labels: map[string]string{"net": "small"}, Nets: nets("10.0.1.4/30")}, true},
+		{"it goes", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`net == "small"`) }), &NetworkSet{Labels: map[string]string{"net": "small"}, Nets: nets("10.0.1.4/30")}, nil, false},
 		{"an account's labels", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`pcsa.role == "x"`) }), nil, &ServiceAccount{"dev", "runner", map[string]string{"role": "x"}}, true},
 		{"a namespace's labels go", with(rule(Allow), func(r *Rule) { r.Source.Selector = sel(`pcns.extra == "x"`) }), &Namespace{"dev", map[string]string{"extra": "x"}}, nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			all := world()
 			delete(all, "ns/dev")
-			all["far"] = &Endpoint{Key: "b:far", Node: "b", Namespace: "dev", Name: "far", ServiceAccount: "runner", Addresses: []netip.Addr{addr("10.0.1.1")}}
+			all["far"] = &Endpoint{Key: "b:far", Node: "b", Namespace: "dev", Name: "far", ServiceAccount: "runner", Addresses: []netip.Addr{addr("10.0.1.5")}}
 			comp := compiled(all, objects{"p": pol("p", `app == "web"`, c.rule)})
 			for i, o := range []Object{c.before, c.after} {
 				if o == nil {
@@ -311,7 +311,7 @@ func TestWhatChangesLater(t *testing.T) {
 				}
 				comp.Compile()
 				want := c.want == (i == 1)
-				if got := comp.Table().Decide(in("10.0.0.1"), addr("10.0.1.1"), 6, 1, 1).Verdict == VerdictAllow; got != want {
+				if got := comp.Table().Decide(in("10.0.0.1"), addr("10.0.1.5"), 6, 1, 1).Verdict == VerdictAllow; got != want {
 					t.Errorf("step %d: %t, want %t", i, got, want)
 				}
 			}
