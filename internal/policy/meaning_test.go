@@ -301,8 +301,9 @@ func TestWhatChangesLater(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			all := world()
 			delete(all, "ns/dev")
-			all["far"] = &Endpoint{Key: "b:far", Node: "b", Namespace: "dev", Name: "far", ServiceAccount: "runner", Addresses: []netip.Addr{addr("10.0.1.5")}}
-			comp := compiled(all, objects{"p": pol("p", `app == "web"`, c.rule)})
+			all["far"] = &Endpoint{Key: "b:far", Node: "b", Namespace: "dev", Name: "far", Labels: map[string]string{"app": "client"}, ServiceAccount: "runner", Addresses: []netip.Addr{addr("10.0.1.5")}}
+			other := with(from(`app == "client"`), func(r *Rule) { r.Action, r.Protocol = Deny, 17 }) // tells it apart already
+			comp := compiled(all, objects{"p": pol("p", `app == "web"`, c.rule, other)})
 			for i, o := range []Object{c.before, c.after} {
 				if o == nil {
 					comp.Delete("it")
