@@ -145,7 +145,7 @@ func runSeed(seed uint64) (n int, k *kase, err error) {
 		if err := m.become(w); err != nil {
 			return n, k, err
 		}
-		more, err := compare(m, oracle.New(w), w.Questions().Probes(seed<<8|uint64(step), 2))
+		more, err := compare(m, oracle.New(w), w.Questions().Probes(seed<<8|uint64(step), 1))
 		n += more
 		if err != nil {
 			return n, k, err

@@ -18,7 +18,7 @@ import (
 type question struct{ from, to, port, want string }
 
 // cluster has workloads by the name namespace/pod and labels, in this order: the first is 10.0.0.2.
-func cluster(t *testing.T, pods []string, text string) (*oracle.Oracle, func(string) netip.Addr) {
+func cluster(t *testing.T, pods []string, text string) (*oracle.World, func(string) netip.Addr) {
 	t.Helper()
 	w := &oracle.World{Node: "n1", Nodes: []oracle.Node{
 		{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("192.168.0.1")}},
@@ -43,7 +43,7 @@ func cluster(t *testing.T, pods []string, text string) (*oracle.Oracle, func(str
 	if err := w.Add([]byte(text)); err != nil {
 		t.Fatal(err)
 	}
-	return oracle.New(w), func(name string) netip.Addr {
+	return w, func(name string) netip.Addr {
 		if a, ok := addrs[name]; ok {
 			return a
 		}
@@ -54,7 +54,8 @@ func cluster(t *testing.T, pods []string, text string) (*oracle.Oracle, func(str
 // ask checks both directions: the one that denies is the answer, or egress and ingress both allow.
 func ask(t *testing.T, pods []string, text string, questions []question) {
 	t.Helper()
-	o, addr := cluster(t, pods, text)
+	w, addr := cluster(t, pods, text)
+	o := oracle.New(w)
 	for _, q := range questions {
 		name, number, _ := strings.Cut(q.port, "/")
 		protocol := map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1}[name]
@@ -78,6 +79,10 @@ func ask(t *testing.T, pods []string, text string, questions []question) {
 		if got != q.want {
 			t.Errorf("%s -> %s %s: %s, want %s\n out: %+v\n in: %+v", q.from, q.to, q.port, got, q.want, egress, ingress)
 		}
+	}
+	// What is an example for the oracle is one for the table, too.
+	if err := (&kase{States: []*oracle.World{w}}).safeCheck(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -383,8 +388,11 @@ func TestCalicoRules(t *testing.T) {
 			{"prod/plain", "dev/web", "tcp/1", "allow"}, {"prod/web", "dev/web", "tcp/1", "deny"}, {"1.1.1.1", "dev/web", "tcp/1", "allow"},
 		}},
 		"a selector keeps to the policy's namespace": {true, "{action: Allow, source: {selector: all()}}", []question{
-			{"dev/db", "dev/web", "tcp/1", "allow"}, {"prod/web", "dev/web", "tcp/1", "deny"}, {"9.9.9.9", "dev/web", "tcp/1", "deny"},
-			{"7.7.7.7", "dev/web", "tcp/1", "allow"}, {"192.168.0.2", "dev/web", "tcp/1", "deny"},
+			{"dev/db", "dev/web", "tcp/1", "allow"},
+			{"prod/web", "dev/web", "tcp/1", "deny"},
+			{"9.9.9.9", "dev/web", "tcp/1", "deny"},
+			{"7.7.7.7", "dev/web", "tcp/1", "allow"},
+			{"192.168.0.2", "dev/web", "tcp/1", "deny"},
 		}},
 		"unless it names others": {true, "{action: Allow, source: {namespaceSelector: projectcalico.org/name == 'prod', selector: has(app)}}", []question{
 			{"dev/db", "dev/web", "tcp/1", "deny"}, {"prod/web", "dev/web", "tcp/1", "allow"}, {"prod/plain", "dev/web", "tcp/1", "deny"},
@@ -488,7 +496,7 @@ spec: {selector: all(), egress: [{action: Allow, destination: {services: {name: 
 }
 
 func TestStagedPoliciesDecideNothingYet(t *testing.T) {
-	o, addr := cluster(t, calicoPods, `
+	w, addr := cluster(t, calicoPods, `
 apiVersion: projectcalico.org/v3
 kind: StagedKubernetesNetworkPolicy
 metadata: {name: p, namespace: dev}
@@ -504,6 +512,7 @@ kind: StagedGlobalNetworkPolicy
 metadata: {name: q}
 spec: {selector: app == 'db', ingress: [{action: Deny, protocol: UDP}, {action: Allow}]}
 `)
+	o := oracle.New(w)
 	for _, q := range []struct {
 		to           string
 		protocol     uint8

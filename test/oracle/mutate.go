@@ -31,7 +31,7 @@ func (g *generator) policies() {
 	for range g.n(4) {
 		g.networkSet()
 	}
-	if g.once(3) {
+	if g.hosts {
 		for range 1 + g.n(3) {
 			g.hostEndpoint()
 		}
@@ -39,8 +39,8 @@ func (g *generator) policies() {
 	for range many * (2 + g.n(6)) {
 		g.calicoPolicy(false)
 	}
-	if g.once(4) {
-		for range 1 + g.n(3) {
+	if g.once(3) {
+		for range 1 + g.n(4) {
 			g.calicoPolicy(true)
 		}
 		if g.once(2) {
@@ -75,8 +75,9 @@ func (g *generator) mutate() {
 			{g.tier, func() { drop(g, &w.Tiers) }},
 			{g.networkSet, func() { drop(g, &w.NetworkSets) }},
 			{g.hostEndpoint, func() { drop(g, &w.HostEndpoints) }},
-			{func() { g.calicoPolicy(g.once(5)) }, func() { drop(g, &w.CalicoPolicies) }},
+			{func() { g.calicoPolicy(g.once(3)) }, func() { drop(g, &w.CalicoPolicies) }},
 			{func() { g.calicoPolicy(false) }, func() { drop(g, &w.StagedKubernetes) }},
+			{g.stagedKubernetes, func() { drop(g, &w.CalicoPolicies) }},
 		}...)
 	}
 	kind := pick(g, kinds)

@@ -18,13 +18,24 @@ import (
 func Random(seed uint64) *World {
 	g := newGenerator(seed, &World{})
 	g.cluster()
+	g.objects()
+	g.hosts = g.once(3)
 	g.policies()
 	return g.w
+}
+
+// Populate writes objects about the nodes and workloads that the world has: namespaces, pods, service accounts,
+// services, and policies of one language or several; no host endpoints, which could cut off a real machine.
+func (w *World) Populate(seed uint64) {
+	g := newGenerator(seed, w)
+	g.objects()
+	g.policies()
 }
 
 // Mutate makes another world from this one: one to three things come, go or change.
 func (w *World) Mutate(seed uint64) *World {
 	g := newGenerator(seed, w.Copy())
+	g.hosts = true
 	for range 1 + g.n(3) {
 		g.mutate()
 	}
@@ -32,12 +43,13 @@ func (w *World) Mutate(seed uint64) *World {
 }
 
 type generator struct {
-	r *rand.Rand
-	w *World
+	r     *rand.Rand
+	w     *World
+	hosts bool // whether there are to be host endpoints
 }
 
 func newGenerator(seed uint64, w *World) *generator {
-	return &generator{rand.New(rand.NewPCG(seed, 104)), w}
+	return &generator{r: rand.New(rand.NewPCG(seed, 104)), w: w}
 }
 
 // n is a number below the limit.
@@ -71,7 +83,7 @@ func addrs(texts ...string) []netip.Addr {
 	return all
 }
 
-// cluster makes nodes, workloads and what is said of them.
+// cluster makes nodes and workloads.
 func (g *generator) cluster() {
 	g.w.Node = "n1"
 	for i, name := range someNodes[:1+g.n(3)] {
@@ -85,19 +97,23 @@ func (g *generator) cluster() {
 		n.Links = map[string][]netip.Addr{"eth0": n.Addresses[:1], "eth1": n.Addresses[1:]}
 		g.w.Nodes = append(g.w.Nodes, n)
 	}
-	for range 1 + g.n(4) {
-		g.namespace()
-	}
-	for range g.n(3) {
-		g.account()
-	}
 	for range 2 + g.n(8) {
 		g.endpoint()
 	}
-	for range g.n(6) {
+}
+
+// objects are what is said of workloads.
+func (g *generator) objects() {
+	for range 1 + g.n(4) {
+		g.namespace()
+	}
+	for range g.n(8) {
 		g.pod()
 	}
-	for range g.n(3) {
+	for range g.n(4) {
+		g.account()
+	}
+	for range g.n(4) {
 		g.slice()
 	}
 }
@@ -127,15 +143,22 @@ func (g *generator) labels() map[string]string {
 func (g *generator) namespace() {
 	put(&g.w.Namespaces, corev1.Namespace{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
-		ObjectMeta: metav1.ObjectMeta{Name: pick(g, someNamespaces), Labels: g.labels()},
+		ObjectMeta: metav1.ObjectMeta{Name: g.usedNamespace(), Labels: g.labels()},
 	}, func(a, b *corev1.Namespace) bool { return a.Name == b.Name })
 }
 
+// account is most often one under which some pod runs.
 func (g *generator) account() {
-	put(&g.w.ServiceAccounts, corev1.ServiceAccount{
+	a := corev1.ServiceAccount{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: pick(g, someNamespaces), Name: pick(g, someAccounts), Labels: g.labels()},
-	}, func(a, b *corev1.ServiceAccount) bool { return a.Namespace == b.Namespace && a.Name == b.Name })
+	}
+	if len(g.w.Pods) > 0 && !g.once(4) {
+		if p := pick(g, g.w.Pods); p.Spec.ServiceAccountName != "" {
+			a.Namespace, a.Name = p.Namespace, p.Spec.ServiceAccountName
+		}
+	}
+	put(&g.w.ServiceAccounts, a, func(a, b *corev1.ServiceAccount) bool { return a.Namespace == b.Namespace && a.Name == b.Name })
 }
 
 // endpoint adds a workload with an address that no other has, most often on the own node.
@@ -238,7 +261,7 @@ func (g *generator) slice() {
 	if g.once(2) {
 		s.AddressType = discoveryv1.AddressTypeIPv6
 	}
-	for range g.n(4) {
+	for range g.n(6) {
 		a := g.addr()
 		if a.Is4() == (s.AddressType == discoveryv1.AddressTypeIPv4) {
 			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{a.String()}})

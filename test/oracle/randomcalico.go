@@ -2,7 +2,6 @@ package oracle
 
 import (
 	"fmt"
-	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -99,6 +98,10 @@ func (g *generator) calicoPolicy(staged bool) {
 		}
 	}
 	p.Spec.Order = pick(g, someOrders)
+	if len(g.w.NetworkPolicies) > 0 && p.Namespace != "" && g.once(4) {
+		o := pick(g, g.w.NetworkPolicies) // only the kind tells which of the two comes first
+		p.Namespace, p.Name, p.Spec.Tier, p.Spec.Order = o.Namespace, o.Name, "", ptr(1000.0)
+	}
 	if !g.once(3) {
 		p.Spec.Selector = g.selector()
 	}
@@ -130,6 +133,7 @@ func (g *generator) calicoPolicy(staged bool) {
 		g.hostMode(&p.Spec)
 	}
 	if staged {
+		g.standFor(&p)
 		p.Kind = "Staged" + p.Kind
 		p.Spec.StagedAction = pick(g, []string{"", "Set", "Set", "Delete"})
 		if p.Spec.StagedAction == "Delete" {
@@ -171,11 +175,13 @@ func (g *generator) hostMode(s *CalicoPolicySpec) {
 
 // onlyPorts leaves what can be asked of the host's own end of any packet.
 func onlyPorts(e CalicoEntity) CalicoEntity {
-	numbers := func(ports []intstr.IntOrString) []intstr.IntOrString {
-		return slices.DeleteFunc(slices.Clone(ports), func(p intstr.IntOrString) bool {
-			_, _, name := portText(p.StrVal)
-			return p.Type == intstr.String && name != ""
-		})
+	numbers := func(ports []intstr.IntOrString) (left []intstr.IntOrString) {
+		for _, p := range ports {
+			if _, _, name := portText(p.StrVal); p.Type == intstr.Int || name == "" {
+				left = append(left, p)
+			}
+		}
+		return left
 	}
 	return CalicoEntity{Ports: numbers(e.Ports), NotPorts: numbers(e.NotPorts)}
 }
@@ -190,10 +196,24 @@ func (g *generator) want(p *CalicoPolicy, direction string) bool {
 	return len(p.Spec.Types) == 0
 }
 
+// standFor gives a policy that is to be staged the name of one in force, as often as not.
+func (g *generator) standFor(p *CalicoPolicy) {
+	for _, i := range g.r.Perm(len(g.w.CalicoPolicies)) {
+		if o := &g.w.CalicoPolicies[i]; o.Kind == p.Kind && g.once(2) {
+			p.Namespace, p.Name, p.Spec.Tier = o.Namespace, o.Name, o.Spec.Tier
+			return
+		}
+	}
+}
+
 func (g *generator) stagedKubernetes() {
 	p := StagedKubernetesPolicy{
 		TypeMeta:   metav1.TypeMeta{APIVersion: g.calicoVersion(), Kind: "StagedKubernetesNetworkPolicy"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: g.usedNamespace(), Name: g.policyName()},
+	}
+	if len(g.w.NetworkPolicies) > 0 && !g.once(3) {
+		o := pick(g, g.w.NetworkPolicies)
+		p.Namespace, p.Name = o.Namespace, o.Name
 	}
 	p.Spec.NetworkPolicySpec = g.kubeSpec()
 	p.Spec.StagedAction = pick(g, []string{"", "Set", "Set", "Delete"})
@@ -239,8 +259,12 @@ func (g *generator) calicoRule(namespace string, d Direction) CalicoRule {
 	// The local end is seldom asked for more than a port.
 	g.entity(&r.Source, d == Ingress || g.once(5), ports && g.once(4), family)
 	g.entity(&r.Destination, d == Egress || g.once(5), ports && !g.once(3), family)
-	if g.once(8) {
+	if g.once(7) {
 		service := &CalicoService{Name: pick(g, someServices), Namespace: pick(g, someNamespaces)}
+		if len(g.w.EndpointSlices) > 0 && !g.once(4) {
+			s := pick(g, g.w.EndpointSlices)
+			service.Name, service.Namespace = s.Labels["kubernetes.io/service-name"], s.Namespace
+		}
 		if d == Egress {
 			r.Protocol, r.NotProtocol, r.ICMP, r.NotICMP = nil, nil, nil, nil
 			r.Source.Ports, r.Source.NotPorts = nil, nil
@@ -275,7 +299,7 @@ func (g *generator) entity(e *CalicoEntity, who, ports bool, family int) {
 		if g.once(4) {
 			e.NamespaceSelector = g.namespaceText(true)
 		}
-		if g.once(8) {
+		if g.once(6) {
 			a := &CalicoServiceAccounts{}
 			if g.once(2) {
 				a.Names = []string{pick(g, someAccounts), pick(g, someAccounts)}
@@ -339,10 +363,10 @@ func (g *generator) calicoNets() []string {
 func (g *generator) calicoPorts() []intstr.IntOrString {
 	var ports []intstr.IntOrString
 	for range 1 + g.n(3) {
-		switch first, last := g.portRange(); g.n(4) {
-		case 0:
+		switch first, last := g.portRange(); g.n(5) {
+		case 0, 1:
 			ports = append(ports, intstr.FromString(pick(g, somePortNames)))
-		case 1:
+		case 2:
 			ports = append(ports, intstr.FromString(fmt.Sprintf("%d:%d", first, last)))
 		default:
 			ports = append(ports, intstr.FromInt32(int32(first)))
