@@ -24,12 +24,16 @@ func Random(seed uint64) *World {
 	return g.w
 }
 
-// Populate writes objects about the nodes and workloads that the world has: namespaces, pods, service accounts,
-// services, and policies of one language or several; no host endpoints, which could cut off a real machine.
-func (w *World) Populate(seed uint64) {
-	g := newGenerator(seed, w)
+// RandomOver makes a world around what runs already: its nodes and workloads are those that are given, what
+// is said of them and who may talk to whom comes from the number. There are no host endpoints in it: policies
+// for them could cut a real host off from its store.
+func RandomOver(seed uint64, nodes []Node, endpoints []model.Endpoint) *World {
+	g := newGenerator(seed, (&World{Node: nodes[0].Name, Nodes: nodes, Endpoints: endpoints}).Copy())
 	g.objects()
-	g.policies()
+	for range 1 + g.n(2) {
+		g.policies()
+	}
+	return g.w
 }
 
 // Mutate makes another world from this one: one to three things come, go or change.
