@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"sync"
@@ -67,9 +68,12 @@ type Enforcer struct {
 	names           map[netip.Addr]named
 	workloads       int
 	netns           map[netip.Addr]string // of local workloads: paths
-	broken          map[string]model.Problem
-	issues          []model.Problem // the driver's
-	last            Turn
+	// gone are addresses of former workloads, whose flows are still to be ended: who gets an address next must
+	// not get what was let through to the one before.
+	gone   map[netip.Addr]bool
+	broken map[string]model.Problem
+	issues []model.Problem // the driver's
+	last   Turn
 }
 
 // Turn is what the last change of the kernel's maps was.
@@ -91,6 +95,7 @@ func New(o Options) (*Enforcer, error) {
 		Options: o, kick: make(chan struct{}, 1), cut: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 		compiler:  policy.NewCompiler(policy.Options{Node: o.Node}),
 		resources: map[string]*model.Resource{}, names: map[netip.Addr]named{}, netns: map[netip.Addr]string{},
+		gone:   map[netip.Addr]bool{},
 		broken: map[string]model.Problem{},
 	}
 	if e.Changed == nil {
@@ -193,7 +198,7 @@ func (e *Enforcer) flush(ctx context.Context) error {
 	return nil
 }
 
-// cutLoop ends the flows that a change of the table denies.
+// cutLoop ends the flows that a change of the table denies, and those of workloads that are gone.
 func (e *Enforcer) cutLoop(ctx context.Context) error {
 	for {
 		select {
@@ -202,22 +207,34 @@ func (e *Enforcer) cutLoop(ctx context.Context) error {
 		case <-e.cut:
 		}
 		begin := time.Now()
+		e.mu.Lock()
+		gone := maps.Clone(e.gone)
+		e.mu.Unlock()
 		n, err := e.Flows.Cut(ctx, e.denies, e.openNetns)
 		if err != nil && ctx.Err() == nil {
 			e.Log.Warn("flows that policies deny may go on", "error", err)
 		}
+		if err == nil {
+			e.mu.Lock()
+			maps.DeleteFunc(e.gone, func(a netip.Addr, _ bool) bool { return gone[a] })
+			e.mu.Unlock()
+		}
 		if n > 0 {
-			e.Log.Info("flows cut that policies deny", "flows", n, "took", time.Since(begin).Round(time.Microsecond))
+			e.Log.Info("flows cut", "flows", n, "took", time.Since(begin).Round(time.Microsecond))
 		}
 		// Reading all flows costs: a quarter of one core at most.
 		store.Pause(ctx, 3*time.Since(begin))
 	}
 }
 
-// denies tells whether the table denies a flow that began before it was so.
+// denies tells whether a flow is to end: the table denies it, which began before that was so, or one of its
+// ends is gone.
 func (e *Enforcer) denies(f kernel.Flow) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.gone[f.Src.Addr()] || e.gone[f.Dst.Addr()] {
+		return true
+	}
 	d, _ := e.judge(f.Protocol, f.Src, f.Dst)
 	return d.Verdict == policy.VerdictDeny || d.Verdict == policy.VerdictDenyLog
 }
@@ -275,12 +292,18 @@ func (e *Enforcer) Hold(w model.Workload, mac string) {
 	poke(e.kick)
 }
 
-// Dismiss takes a workload's entries away after its interface is gone.
+// Dismiss takes a workload's entries and flows away after its interface is gone.
 func (e *Enforcer) Dismiss(w model.Workload, mac string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.release(w, mac)
+	for _, a := range w.Addresses {
+		if _, again := e.netns[a]; !again {
+			e.gone[a] = true
+		}
+	}
 	poke(e.kick)
+	poke(e.cut)
 }
 
 func (e *Enforcer) hold(w model.Workload, mac string) {
@@ -290,6 +313,7 @@ func (e *Enforcer) hold(w model.Workload, mac string) {
 	for _, a := range w.Addresses {
 		e.compiler.PutSource(policy.Source{Link: w.HostLink, MAC: mac, Addr: a})
 		e.netns[a] = w.Netns
+		delete(e.gone, a)
 	}
 }
 
@@ -297,7 +321,9 @@ func (e *Enforcer) release(w model.Workload, mac string) {
 	e.drop("e/" + e.Node + ":" + w.HostLink)
 	for _, a := range w.Addresses {
 		e.compiler.DeleteSource(policy.Source{Link: w.HostLink, MAC: mac, Addr: a})
-		delete(e.netns, a)
+		if e.netns[a] == w.Netns { // else another workload has the address by now
+			delete(e.netns, a)
+		}
 	}
 }
 
