@@ -1,6 +1,8 @@
 package filter
 
 import (
+	"errors"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -9,13 +11,21 @@ func conntrackFlush(s space) {
 	s.t.Helper()
 	d := s.driver(false)
 	must(s.t, d.open())
-	m := &message{}
 	const deleteAll = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
-	at := m.typed(deleteAll, unix.NLM_F_REQUEST|unix.NLM_F_ACK, unix.AF_UNSPEC, 0)
-	m.end(at)
-	must(s.t, d.c.send(m.b))
-	_, err := d.c.receive(func(h unix.NlMsghdr, b []byte) bool { must(s.t, ackError(h, b)); return true })
-	must(s.t, err)
+	for range 10 {
+		m := &message{}
+		at := m.typed(deleteAll, unix.NLM_F_REQUEST|unix.NLM_F_ACK, unix.AF_UNSPEC, 0)
+		m.end(at)
+		must(s.t, d.c.send(m.b))
+		var answer error
+		_, err := d.c.receive(func(h unix.NlMsghdr, b []byte) bool { answer = ackError(h, b); return true })
+		must(s.t, err)
+		if !errors.Is(answer, unix.EINTR) { // a table that is being read or changed
+			must(s.t, answer)
+			return
+		}
+	}
+	s.t.Fatal("the connections cannot be forgotten")
 }
 
 // tracked are the tuples of tracked connections, as the kernel prints them.

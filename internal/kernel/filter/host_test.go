@@ -163,3 +163,45 @@ func TestUntrackedPolicyKeepsFlowsOutOfConntrack(t *testing.T) {
 		t.Errorf("after differences to and fro a pass changed %d objects", n)
 	}
 }
+
+// TestWhatHostPolicyAllowsBeforeRoutingIsNotJudgedAgainOnTheWayIn: as in Calico; but it is where it is
+// forwarded, and somebody else's notrack allows nothing.
+func TestWhatHostPolicyAllowsBeforeRoutingIsNotJudgedAgainOnTheWayIn(t *testing.T) {
+	w := newWorld(t, false)
+	d := w.node.driver(true)
+	table := hostTable(policy.HostPreDNATIn, "wan", policy.VerdictContinue)
+	for _, h := range []policy.Hook{policy.HostInput, policy.HostForwardIn} {
+		table.Locals[policy.Local{Hook: h, Link: "wan"}] = 3
+	}
+	table.Base[3] = deny
+	apply(t, d, table)
+	w.node.feed(`table inet other {
+		chain raw { type filter hook prerouting priority raw; udp dport 61 notrack; }
+		chain late { type filter hook postrouting priority 200; udp dport 7000 meta priority != none counter; }
+	}`, "nft", "-f", "-")
+	for what, want := range map[string]bool{"tcp 80": true, "udp 7000": true, "udp 60": false, "udp 61": false, "tcp 22": true} {
+		for _, to := range []string{"172.16.0.1", "fd00:172::1"} {
+			w.forget()
+			if got := probed(t, want, w.outside, w.node, to, what); got != want {
+				t.Errorf("%s to the node at %s: reached %v, want %v", what, to, got, want)
+			}
+		}
+	}
+	for _, to := range []string{a4, a6} {
+		w.forget()
+		if reached(t, w.outside, w.a, to, "tcp 80") {
+			t.Errorf("tcp 80 is forwarded to %s, which policy for what is forwarded denies", to)
+		}
+	}
+	// Where nothing judges what is forwarded, it leaves with a priority of its own.
+	apply(t, d, hostTable(policy.HostPreDNATIn, "wan", policy.VerdictContinue))
+	for _, to := range []string{a4, a6} {
+		w.forget()
+		if !probed(t, true, w.outside, w.a, to, "udp 7000") {
+			t.Errorf("udp 7000 is not forwarded to %s", to)
+		}
+	}
+	if list := w.node.run("nft", "list", "chain", "inet", "other", "late"); !strings.Contains(list, "packets 0 ") {
+		t.Errorf("a packet left with a number of the chains:\n%s", list)
+	}
+}

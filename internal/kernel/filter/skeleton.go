@@ -25,31 +25,27 @@ type hook struct {
 	Remote string   // chain that finds the number of the remote end
 	Point  string   // where its packets are said to be logged
 	First  []string // rules before the judgement
-	// Base is the base chain that nothing but this hook needs: it is there only while some host endpoint is
-	// judged here, because every packet of the machine pays for it. Empty for chains that are always there.
-	Base string
+	// Bases are the base chains that it needs: see locals.chains.
+	Bases []string
 }
 
-// Packets to and from fail-safe ports pass, by either end where answers are not known as such. What is not
-// tracked has been let through by untracked policy, or is neighbour discovery.
+// Packets to and from fail-safe ports pass, by either end where answers are not known as such.
 const (
-	notTracked  = "ct state untracked return"
-	safeInDst   = "th dport . meta l4proto @failsafe_in return"
-	safeInSrc   = "th sport . meta l4proto @failsafe_in return"
-	safeOutDst  = "th dport . meta l4proto @failsafe_out return"
-	safeOutSrc  = "th sport . meta l4proto @failsafe_out return"
-	hooksOffset = int(policy.HostInput)
+	safeInDst  = "th dport . meta l4proto @failsafe_in return"
+	safeInSrc  = "th sport . meta l4proto @failsafe_in return"
+	safeOutDst = "th dport . meta l4proto @failsafe_out return"
+	safeOutSrc = "th sport . meta l4proto @failsafe_out return"
 )
 
 // hooks are the host hooks, in policy.Hook's order from HostInput on.
 var hooks = []hook{
-	{policy.HostInput, "input", "iifname", "iifgroup", "source", "input", []string{notTracked, safeInDst}, ""},
-	{policy.HostOutput, "output", "oifname", "oifgroup", "destination", "output", []string{notTracked, safeOutDst}, "output"},
-	{policy.HostForwardIn, "forward_in", "iifname", "iifgroup", "source", "forward", []string{notTracked}, ""},
-	{policy.HostForwardOut, "forward_out", "oifname", "oifgroup", "destination", "forward", []string{notTracked}, ""},
-	{policy.HostPreDNATIn, "prednat_in", "iifname", "iifgroup", "source", "prerouting", []string{notTracked, safeInDst}, "prednat"},
-	{policy.HostUntrackedIn, "untracked_in", "iifname", "iifgroup", "source", "untracked_in", []string{safeInDst, safeOutSrc}, "untracked_in"},
-	{policy.HostUntrackedOut, "untracked_out", "oifname", "oifgroup", "destination", "untracked_out", []string{safeOutDst, safeInSrc}, "untracked_out"},
+	{policy.HostInput, "input", "iifname", "iifgroup", "source", "input", []string{safeInDst}, []string{"input"}},
+	{policy.HostOutput, "output", "oifname", "oifgroup", "destination", "output", []string{safeOutDst}, []string{"output"}},
+	{policy.HostForwardIn, "forward_in", "iifname", "iifgroup", "source", "forward", nil, []string{"forward"}},
+	{policy.HostForwardOut, "forward_out", "oifname", "oifgroup", "destination", "forward", nil, []string{"forward"}},
+	{policy.HostPreDNATIn, "prednat_in", "iifname", "iifgroup", "source", "prerouting", []string{safeInDst}, []string{"prednat", "input", "forward"}},
+	{policy.HostUntrackedIn, "untracked_in", "iifname", "iifgroup", "source", "untracked_in", []string{safeInDst, safeOutSrc}, []string{"untracked_in", "input", "forward"}},
+	{policy.HostUntrackedOut, "untracked_out", "oifname", "oifgroup", "destination", "untracked_out", []string{safeOutDst, safeInSrc}, []string{"untracked_out", "output"}},
 }
 
 // Skeleton is both tables in nft's own words, without elements.
@@ -79,17 +75,18 @@ type family struct {
 
 var families = []family{{4, "ip", "ipv4_addr", "0.0.0.0"}, {6, "ip6", "ipv6_addr", "::"}}
 
-// point is where a verdict takes effect: what the log calls it, and what an allowed packet gets.
-type point struct {
-	Name, Hook string
-	NoTrack    bool
-}
+// point is where a verdict takes effect: what the log calls it, and what else an allowed packet gets.
+type point struct{ Name, Hook, Then string }
+
+// accepted is the priority of packets that host policy allowed before routing: on the way in, and out, no
+// other host policy judges them (Calico's order). What is forwarded is judged all the same.
+const accepted = "meta priority set ffff:fff1"
 
 var points = []point{
-	{"forward", "forward", false},
-	{"input", "input", false},
-	{"output", "output", false},
-	{"prerouting", "prerouting", false},
-	{"untracked_in", "prerouting", true},
-	{"untracked_out", "output", true},
+	{"forward", "forward", ""},
+	{"input", "input", ""},
+	{"output", "output", ""},
+	{"prerouting", "prerouting", accepted},
+	{"untracked_in", "prerouting", accepted + " notrack accept"},
+	{"untracked_out", "output", accepted + " notrack accept"},
 }

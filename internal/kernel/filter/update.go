@@ -267,15 +267,25 @@ func (l locals) after(d *policy.Delta) locals {
 	return n
 }
 
-// chains are those of a table that there should be: base chains for host endpoints only while there are some.
+// chains are those of a table that there should be: a base chain costs every packet of the machine, so each
+// is there only while there is an end that it judges.
 func (l locals) chains(t *tableSpec) []*chainSpec {
 	needed := map[string]bool{}
 	for _, h := range hooks {
-		needed[h.Base] = needed[h.Base] || h.Base == ""
+		for _, base := range h.Bases {
+			needed[base] = false
+		}
 	}
 	for e := range l.ends {
-		if e.Hook >= policy.HostInput && e.Hook < policy.Hooks {
-			needed[hooks[e.Hook-policy.HostInput].Base] = true
+		switch {
+		case e.Hook == policy.WorkloadIngress:
+			needed["forward"] = true
+		case e.Hook == policy.WorkloadEgress:
+			needed["forward"], needed["input"] = true, true
+		case e.Hook < policy.Hooks:
+			for _, base := range hooks[e.Hook-policy.HostInput].Bases {
+				needed[base] = true
+			}
 		}
 	}
 	var out []*chainSpec
