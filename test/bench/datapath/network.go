@@ -114,7 +114,7 @@ func static(_ context.Context, n *network) error {
 type setting struct {
 	path       model.Path
 	attachment model.Attachment
-	filter     bool // with Heddle's own table
+	filter     bool // with Heddle's own tables
 	flannel    bool // with Flannel's iptables rules
 	// more is done to node i when all else stands: what a trial is about.
 	more func(node *space.Space, i int) error
@@ -145,6 +145,11 @@ func planned(set setting) func(context.Context, *network) error {
 			}
 			if err := apply(ctx, nodes[i], &p, set); err != nil { // the pod's host end is there now
 				return err
+			}
+			if set.filter {
+				if err := police(nodes[i], sourcesOf(i)); err != nil {
+					return err
+				}
 			}
 			if set.flannel {
 				if err := flannelRules(nodes[i], blocks[i]); err != nil {

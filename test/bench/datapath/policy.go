@@ -37,7 +37,7 @@ func policyRecipes() []recipe {
 	for _, n := range sizes {
 		out = append(out, recipe{
 			fmt.Sprintf("policy-%d", n), fmt.Sprintf("pods policed both ways by %d table entries", n),
-			with(func(s *space.Space, i int) error { return police(s, i, n) }), "",
+			with(func(s *space.Space, i int) error { return police(s, tableOf(i, n)) }), "",
 		})
 	}
 	for _, n := range sizes {
@@ -49,16 +49,13 @@ func policyRecipes() []recipe {
 	return out
 }
 
-// police puts a table of n entries into node i's kernel: nine tenths are addresses with an identity, the rest
-// decisions. The other node's pod may talk to this one's on every port of the tests.
-func police(s *space.Space, i, n int) error {
+// tableOf has n entries: nine tenths are addresses with an identity, the rest decisions. The other node's pod
+// may talk to node i's on every port of the tests.
+func tableOf(i, n int) *policy.Table {
 	const identities = 50
 	own, peer := podAddr(i), podAddr(1-i)
-	t := policy.Table{
-		Identities: map[netip.Addr]policy.ID{peer: 1}, Nets: map[policy.AddrRange]policy.ID{},
-		Locals: map[policy.Local]policy.Row{}, Rows: map[policy.RowKey]policy.Row{},
-		L4: map[policy.L4Key]policy.Decision{}, Base: map[policy.Row]policy.Decision{}, Sources: map[policy.Source]struct{}{},
-	}
+	t := sourcesOf(i)
+	t.Identities[peer] = 1
 	allow, deny := policy.Decision{Verdict: policy.VerdictAllow}, policy.Decision{Verdict: policy.VerdictDeny}
 	rows := max(1, n/1000)
 	for r := range rows {
@@ -85,14 +82,25 @@ func police(s *space.Space, i, n int) error {
 			t.L4[policy.L4Key{Row: policy.Row(1 + k%rows), Protocol: 6, Src: policy.AllPorts, Dst: policy.PortRange{First: at, Last: at}}] = allow
 		}
 	}
+	return t
+}
+
+// sourcesOf is the table of a node without policies: what its pod may send.
+func sourcesOf(i int) *policy.Table {
+	t := policy.NewTable()
 	for _, w := range input(i, setting{}).Workloads {
-		t.Sources[policy.Source{Link: w.HostLink, MAC: podMAC(i), Addr: own}] = struct{}{}
+		t.Sources[policy.Source{Link: w.HostLink, MAC: podMAC(i), Addr: podAddr(i)}] = struct{}{}
 	}
+	return t
+}
+
+// police puts a table into a node's kernel.
+func police(s *space.Space, t *policy.Table) error {
 	d, err := filter.New(filter.Options{NS: int(s.File().Fd()), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
-	if _, problems := d.Apply(context.Background(), &t); len(problems) > 0 {
+	if _, problems := d.Apply(context.Background(), t); len(problems) > 0 {
 		return fmt.Errorf("policies: %s", problems[0])
 	}
 	return nil
