@@ -81,7 +81,7 @@ func ask(t *testing.T, pods []string, text string, questions []question) {
 		}
 	}
 	// What is an example for the oracle is one for the table, too.
-	if err := (&kase{States: []*oracle.World{w}}).safeCheck(); err != nil {
+	if err := (&kase{States: []state{{World: w}}}).safeCheck(); err != nil {
 		t.Error(err)
 	}
 }

@@ -36,8 +36,8 @@ func newMachine(node string) *machine {
 	}
 }
 
-// become tells the compiler what has changed since the world before, and compiles.
-func (m *machine) become(w *oracle.World) error {
+// become tells the compiler what has changed since the world before, and, unless quiet, compiles.
+func (m *machine) become(w *oracle.World, quiet bool) error {
 	want := map[string]policy.Object{}
 	texts := map[string][]byte{}
 	for _, r := range w.Resources() {
@@ -73,6 +73,9 @@ func (m *machine) become(w *oracle.World) error {
 			m.compiler.SetNode(n.Addresses)
 			m.compiler.SetLinks(n.Links)
 		}
+	}
+	if quiet {
+		return nil
 	}
 	m.apply(m.compiler.Compile())
 	return m.sameKernel()

@@ -39,7 +39,7 @@ func shrink(k *kase, failure error) *kase {
 		try := func() bool {
 			c := *k
 			var ok bool
-			c.States, ok = worldsOf(trees)
+			c.States, ok = statesOf(trees)
 			if ok && fails(&c) {
 				k, changed = &c, true
 				return true
@@ -88,7 +88,7 @@ func sortOf(err error) string {
 	return "other"
 }
 
-func treesOf(states []*oracle.World) []any {
+func treesOf(states []state) []any {
 	trees := make([]any, len(states))
 	for i, w := range states {
 		text, err := json.Marshal(w)
@@ -108,15 +108,15 @@ func same(a, b []any) bool {
 	return errX == nil && errY == nil && string(x) == string(y)
 }
 
-func worldsOf(trees []any) ([]*oracle.World, bool) {
-	states := make([]*oracle.World, len(trees))
+func statesOf(trees []any) ([]state, bool) {
+	states := make([]state, len(trees))
 	for i, t := range trees {
 		text, err := json.Marshal(t)
 		if err != nil {
 			return nil, false
 		}
-		states[i] = &oracle.World{}
-		if json.Unmarshal(text, states[i]) != nil {
+		states[i].World = &oracle.World{}
+		if json.Unmarshal(text, &states[i]) != nil {
 			return nil, false
 		}
 	}
