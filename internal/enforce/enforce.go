@@ -279,6 +279,7 @@ func (e *Enforcer) Admit(ctx context.Context, w model.Workload, mac string) erro
 	e.hold(w, mac)
 	if err := e.flush(ctx); err != nil {
 		e.release(w, mac)
+		poke(e.kick)
 		return fmt.Errorf("policies of %s: %w", w.String(), err)
 	}
 	return nil

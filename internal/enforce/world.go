@@ -29,7 +29,8 @@ func (e *Enforcer) Take(b store.Batch) {
 				e.put("e/"+o.Key(), endpoint(o))
 			}
 		case *model.Resource:
-			if was := e.resources[o.Key()]; was == nil || was.APIVersion != o.APIVersion || !bytes.Equal(was.Body, o.Body) {
+			_, broken := e.broken[o.Key()]
+			if was := e.resources[o.Key()]; broken || was == nil || was.APIVersion != o.APIVersion || !bytes.Equal(was.Body, o.Body) {
 				e.putResource(o)
 			}
 		}
@@ -87,13 +88,20 @@ func endpoint(o *model.Endpoint) *policy.Endpoint {
 // resource said before stays in force.
 func (e *Enforcer) putResource(r *model.Resource) {
 	key := r.Key()
-	e.count(key, -1)
-	e.resources[key] = r
-	e.count(key, 1)
 	o, err := dialect.Object(r)
+	was := e.resources[key]
+	if err == nil || was == nil {
+		e.count(key, -1)
+		e.resources[key] = r // else the memory keeps what is in force, for the next life
+		e.count(key, 1)
+	}
 	if err != nil {
+		meanwhile := "; it decides nothing"
+		if e.compiler.Object("r/"+key) != nil {
+			meanwhile = "; what it said before stays in force"
+		}
 		e.broken[key] = model.Problem{
-			Code: "policy-invalid", Severity: model.Failure, Subject: r.String(), Detail: err.Error() + "; what it said before stays in force",
+			Code: "policy-invalid", Severity: model.Failure, Subject: r.String(), Detail: err.Error() + meanwhile,
 			Next: "heddle get " + strings.ToLower(r.Type) + " -o yaml, and heddle apply -f with what was expected",
 		}
 		e.Log.Warn("a resource cannot be understood", "resource", r.String(), "error", err)

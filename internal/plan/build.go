@@ -205,11 +205,19 @@ func (b *builder) forwarding() {
 }
 
 func (b *builder) filter() {
+	for _, l := range b.plan.Links {
+		if l.VXLAN != nil {
+			b.plan.Filter.Tunnels = append(b.plan.Filter.Tunnels, uint16(l.VXLAN.Port))
+		}
+	}
 	for i := range b.blocks.pools {
 		p := &b.blocks.pools[i]
 		b.plan.Filter.Pods = append(b.plan.Filter.Pods, p.CIDR)
 		if p.Masquerade {
 			b.plan.Filter.Masquerade = append(b.plan.Filter.Masquerade, p.CIDR)
+		}
+		if p.Path == model.PathVXLAN {
+			b.plan.Filter.Tunnels = append(b.plan.Filter.Tunnels, uint16(p.VXLAN.Port))
 		}
 	}
 }
@@ -226,6 +234,8 @@ func (b *builder) finish() {
 	sorted(&p.Sysctls, func(a, b Sysctl) int { return cmp.Compare(a.Key, b.Key) })
 	sorted(&p.Filter.Pods, netip.Prefix.Compare)
 	sorted(&p.Filter.Masquerade, netip.Prefix.Compare)
+	slices.Sort(p.Filter.Tunnels)
+	p.Filter.Tunnels = slices.Compact(p.Filter.Tunnels)
 	sorted(&p.Filter.Local, netip.Prefix.Compare)
 	p.Filter.Local = outermost(p.Filter.Local)
 	sorted(&p.Peers, func(a, b Peer) int { return cmp.Or(cmp.Compare(a.Node, b.Node), a.Block.Compare(b.Block)) })

@@ -88,8 +88,8 @@ func addressLine(a Address) string { return a.Prefix.String() + " dev " + a.Link
 func (f Filter) elements() []string {
 	var out []string
 	for _, s := range f.Sets() {
-		for _, e := range s.Elements {
-			out = append(out, s.Name+" "+e.String())
+		for _, e := range s.words() {
+			out = append(out, s.Name+" "+e)
 		}
 	}
 	return out

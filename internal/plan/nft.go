@@ -3,6 +3,7 @@ package plan
 import (
 	_ "embed" // the skeleton
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -12,6 +13,8 @@ import (
 //   - pods4, pods6: Filter.Pods; masq4, masq6: Filter.Masquerade; local4, local6: Filter.Local;
 //   - nothing stands at the forward hook: an accept there cannot undo another table's drop, and would cost
 //     every packet. Where somebody's FORWARD chain drops, the nft driver adds its accepts in that chain;
+//   - tunnels: Filter.Tunnels. What a pod sends to a node's tunnel, this one's or another's, is dropped; between
+//     pods the port is as good as any. In chains for NAT this costs only the first packet of a flow;
 //   - postrouting masquerades pods that talk to the outside (never to multicast), and outsiders that this
 //     node forwards to a pod of another node, so that the replies come back through it. The meaning is
 //     that of Flannel's rules for --ip-masq, of which a pool without Masquerade has none.
@@ -19,10 +22,23 @@ import (
 //go:embed skeleton.nft
 var Skeleton string
 
-// Set is one set of the table with its elements, sorted.
+// Set is one set of the table with its elements, sorted: prefixes, or ports.
 type Set struct {
 	Name     string
 	Elements []netip.Prefix
+	Ports    []uint16
+}
+
+// words are the elements in nft's words.
+func (s Set) words() []string {
+	var out []string
+	for _, e := range s.Elements {
+		out = append(out, e.String())
+	}
+	for _, p := range s.Ports {
+		out = append(out, strconv.Itoa(int(p)))
+	}
+	return out
 }
 
 // Sets are all sets of the table, in the skeleton's order; those without elements are there too.
@@ -42,7 +58,7 @@ func (f Filter) Sets() []Set {
 		}
 		out = append(out, v4, v6)
 	}
-	return out
+	return append(out, Set{Name: "tunnels", Ports: f.Tunnels})
 }
 
 // NFT is the filter as text for `nft -f -`, which loads it as one transaction in place of whatever the
@@ -52,12 +68,9 @@ func (f Filter) NFT() string {
 	b.WriteString("table inet " + Table + "\ndelete table inet " + Table + "\n")
 	b.WriteString(Skeleton)
 	for _, s := range f.Sets() {
-		if len(s.Elements) == 0 {
+		words := s.words()
+		if len(words) == 0 {
 			continue
-		}
-		words := make([]string, len(s.Elements))
-		for i, e := range s.Elements {
-			words[i] = e.String()
 		}
 		b.WriteString("add element inet " + Table + " " + s.Name + " { " + strings.Join(words, ", ") + " }\n")
 	}

@@ -125,6 +125,9 @@ type Filter struct {
 	// for which this node hides outsiders that it forwards to a pod elsewhere (as Flannel's --ip-masq
 	// does: replies then come back through this node).
 	Masquerade []netip.Prefix `json:"masquerade"`
+	// Tunnels are the UDP ports at which nodes take tunnelled packets: a pod that sends there would have a node
+	// unwrap whatever it likes to say, past every policy.
+	Tunnels []uint16 `json:"tunnels,omitempty"`
 	// Local are this node's own blocks: what reaches them from outside Pods keeps its source.
 	Local []netip.Prefix `json:"local"`
 }

@@ -119,6 +119,13 @@ func makeVeth(c *conn, netns *os.File, pod *plan.Pod) (*link, error) {
 			return nil, fmt.Errorf("make veth %s: there is no bridge %s on the node", name, pod.Host.Master)
 		}
 		master = b.index
+		// Packets that came for the address before it had a workload, and so before the policies of this one,
+		// wait at the neighbour entry: they end here.
+		for _, a := range pod.Addresses {
+			if err := c.do(delNeighbor(master, a.Addr())); err != nil && !isGone(err) {
+				return nil, fmt.Errorf("forget the neighbour %s on %s: %w", a.Addr(), pod.Host.Master, err)
+			}
+		}
 	}
 	req, err := vethRequest(netns, pod, master)
 	if err != nil {

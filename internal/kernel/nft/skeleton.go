@@ -2,6 +2,7 @@ package nft
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -22,10 +23,10 @@ const (
 
 var ownTable = tableKey{nftables.TableFamilyINet, plan.Table}
 
-// natChain is the only chain of the skeleton. The nat hook runs it for the first packet of a flow.
-var natChain = chain{
-	table: ownTable, name: "postrouting", base: true, kind: "nat",
-	hook: unix.NF_INET_POST_ROUTING, priority: 100, policy: policyAccept,
+// chains are those of the skeleton. The nat hooks run them for the first packet of a flow.
+var chains = []chain{
+	{table: ownTable, name: "input", base: true, kind: "nat", hook: unix.NF_INET_LOCAL_IN, priority: 100, policy: policyAccept},
+	{table: ownTable, name: "postrouting", base: true, kind: "nat", hook: unix.NF_INET_POST_ROUTING, priority: 100, policy: policyAccept},
 }
 
 // half is what the rules of one family differ in.
@@ -53,9 +54,9 @@ func load(offset, length uint32) expr.Any {
 	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}
 }
 
-// skeletonRules are the rules of plan.Skeleton, encoded as nft itself does.
-func skeletonRules() [][]expr.Any {
-	var out [][]expr.Any
+// skeletonRules are the rules of a chain of plan.Skeleton, encoded as nft itself does.
+func skeletonRules(chain string) [][]expr.Any {
+	var tunnels, out [][]expr.Any
 	for _, h := range halves {
 		in := func(offset uint32, name string, not bool) []expr.Any {
 			return []expr.Any{load(offset, h.length), &expr.Lookup{SourceRegister: 1, SetName: name + h.suffix, Invert: not}}
@@ -64,19 +65,36 @@ func skeletonRules() [][]expr.Any {
 			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{h.nfproto}},
 		}
+		drop := []expr.Any{ // udp dport @tunnels drop
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+			&expr.Lookup{SourceRegister: 1, SetName: "tunnels"},
+			&expr.Verdict{Kind: expr.VerdictDrop},
+		}
+		if chain == "input" {
+			out = append(out, slices.Concat(family, in(h.src, "pods", false), drop))
+			continue
+		}
+		tunnels = append(tunnels, slices.Concat(family, in(h.src, "pods", false), in(h.dst, "pods", true), drop))
 		masquerade := []expr.Any{&expr.Masq{FullyRandom: true}}
 		out = append(out,
 			slices.Concat(family, in(h.src, "masq", false), in(h.dst, "pods", true), h.multicast, masquerade),
 			slices.Concat(family, in(h.src, "pods", true), in(h.dst, "masq", false), in(h.dst, "local", true), masquerade))
 	}
-	return out
+	return append(tunnels, out...)
 }
 
 // wantSet is one set as it should be.
 type wantSet struct {
 	name  string
 	key   nftables.SetDatatype
+	flags uint32
 	elems []elem
+}
+
+func (w *wantSet) set(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, Name: w.name, KeyType: w.key, Interval: w.flags == unix.NFT_SET_INTERVAL}
 }
 
 func wantSets(f plan.Filter) []wantSet {
@@ -86,7 +104,19 @@ func wantSets(f plan.Filter) []wantSet {
 		if strings.HasSuffix(s.Name, "6") {
 			key = nftables.TypeIP6Addr
 		}
-		out = append(out, wantSet{s.Name, key, intervals(s.Elements)})
+		if s.Name == "tunnels" {
+			out = append(out, wantSet{s.Name, nftables.TypeInetService, 0, ports(s.Ports)})
+			continue
+		}
+		out = append(out, wantSet{s.Name, key, unix.NFT_SET_INTERVAL, intervals(s.Elements)})
+	}
+	return out
+}
+
+func ports(list []uint16) []elem {
+	var out []elem
+	for _, p := range list {
+		out = append(out, elem{key: string(binary.BigEndian.AppendUint16(nil, p))})
 	}
 	return out
 }
@@ -152,7 +182,7 @@ func repair(c *nftables.Conn, have *table, f plan.Filter) (int, error) {
 			continue
 		}
 		n += len(gone) + len(missing)
-		s := &nftables.Set{Table: t, Name: w.name, KeyType: w.key, Interval: true}
+		s := w.set(t)
 		if len(gone) > 0 { // the edges of intervals cannot be taken out one by one
 			c.FlushSet(s)
 			missing = w.elems
@@ -161,11 +191,13 @@ func repair(c *nftables.Conn, have *table, f plan.Filter) (int, error) {
 			return 0, err
 		}
 	}
-	want := skeletonRules()
-	if !slices.EqualFunc(have.rules, want, sameRule) {
-		ch := &nftables.Chain{Name: natChain.name, Table: t}
-		c.FlushChain(ch)
-		n += addRules(c, t, ch, want)
+	for _, w := range chains {
+		have := slices.DeleteFunc(slices.Clone(have.rules), func(r rule) bool { return r.chain != w.name })
+		if want := skeletonRules(w.name); !slices.EqualFunc(have, want, sameRule) {
+			ch := &nftables.Chain{Name: w.name, Table: t}
+			c.FlushChain(ch)
+			n += addRules(c, t, ch, want)
+		}
 	}
 	return n, nil
 }
@@ -176,9 +208,9 @@ func rebuild(c *nftables.Conn, f plan.Filter) (int, error) {
 	c.AddTable(t) // so that there is one to delete
 	c.DelTable(t)
 	c.AddTable(t)
-	n := 2 // the table and its chain
+	n := 1 // the table
 	for _, w := range wantSets(f) {
-		s := &nftables.Set{Table: t, Name: w.name, KeyType: w.key, Interval: true}
+		s := w.set(t)
 		if err := c.AddSet(s, nil); err != nil {
 			return 0, err
 		}
@@ -187,12 +219,15 @@ func rebuild(c *nftables.Conn, f plan.Filter) (int, error) {
 		}
 		n += 1 + len(w.elems)
 	}
-	hook, priority, policy := nftables.ChainHook(natChain.hook), nftables.ChainPriority(natChain.priority), nftables.ChainPolicyAccept
-	ch := c.AddChain(&nftables.Chain{
-		Name: natChain.name, Table: t, Type: nftables.ChainTypeNAT,
-		Hooknum: &hook, Priority: &priority, Policy: &policy,
-	})
-	return n + addRules(c, t, ch, skeletonRules()), nil
+	for _, w := range chains {
+		hook, priority, policy := nftables.ChainHook(w.hook), nftables.ChainPriority(w.priority), nftables.ChainPolicyAccept
+		ch := c.AddChain(&nftables.Chain{
+			Name: w.name, Table: t, Type: nftables.ChainTypeNAT,
+			Hooknum: &hook, Priority: &priority, Policy: &policy,
+		})
+		n += 1 + addRules(c, t, ch, skeletonRules(w.name))
+	}
+	return n, nil
 }
 
 func addRules(c *nftables.Conn, t *nftables.Table, ch *nftables.Chain, rules [][]expr.Any) int {
@@ -216,12 +251,17 @@ func addElems(c *nftables.Conn, s *nftables.Set, elems []elem) error {
 // sameForm tells whether the table has the skeleton's chain and sets, and nothing else.
 func sameForm(t *table) bool {
 	want := wantSets(plan.Filter{})
-	if t.flags != 0 || len(t.chains) != 1 || t.chains[0] != natChain || len(t.sets) != len(want) {
+	if t.flags != 0 || len(t.chains) != len(chains) || len(t.sets) != len(want) {
 		return false
+	}
+	for _, w := range chains {
+		if !slices.Contains(t.chains, w) {
+			return false
+		}
 	}
 	for _, w := range want {
 		if !slices.ContainsFunc(t.sets, func(s set) bool {
-			return s.name == w.name && s.flags == unix.NFT_SET_INTERVAL &&
+			return s.name == w.name && s.flags == w.flags &&
 				s.keyType == w.key.GetNFTMagic() && s.keyLen == w.key.Bytes
 		}) {
 			return false

@@ -100,6 +100,7 @@ func police(s *space.Space, t *policy.Table) error {
 	if err != nil {
 		return err
 	}
+	defer func() { _ = d.Close() }()
 	if _, problems := d.Apply(context.Background(), t); len(problems) > 0 {
 		return fmt.Errorf("policies: %s", problems[0])
 	}
