@@ -12,9 +12,12 @@ import (
 	"github.com/heddle-net/heddle/internal/model"
 )
 
-// gatherTime is how long a Feed waits for more after a first change: what was written together comes
-// together.
-const gatherTime = time.Millisecond
+// What was written together comes together: after a change a Feed waits gatherGap for another one, and for so
+// long as they come, up to gatherMost in all.
+const (
+	gatherGap  = 300 * time.Microsecond
+	gatherMost = 5 * time.Millisecond
+)
 
 // KindKey names an object.
 type KindKey struct {
@@ -172,8 +175,7 @@ func (f *Feed) read(ctx context.Context, take func(Batch)) (revisions, error) {
 		}
 	}
 	b := Batch{Items: all, Revision: read.oldest()}
-	// A store that counts from a lower revision was put back: equal revisions need not be equal objects.
-	if b.Whole = f.known == nil || b.Revision < f.last; !b.Whole {
+	if b.Whole = f.known == nil; !b.Whole {
 		b.Items = slices.DeleteFunc(all, func(it Item) bool {
 			rev, told := f.known[it.Object.Kind()][it.Object.Key()]
 			return told && rev == it.Revision
@@ -195,7 +197,7 @@ func (f *Feed) read(ctx context.Context, take func(Batch)) (revisions, error) {
 // tell gives take the first change and those that come with it. When a resync follows them, it returns
 // that and true.
 func (f *Feed) tell(e Event, events <-chan Event, read revisions, take func(Batch)) (resync Event, is bool) {
-	b, news := Batch{Revision: f.last}, map[KindKey]Item{}
+	b, news := Batch{}, map[KindKey]Item{}
 	add := func(e Event) {
 		b.Revision = max(b.Revision, e.Revision)
 		if e.Revision > read[e.Kind] { // else the list of this kind was read after this change
@@ -203,9 +205,9 @@ func (f *Feed) tell(e Event, events <-chan Event, read revisions, take func(Batc
 		}
 	}
 	add(e)
-	gathered := time.NewTimer(gatherTime)
-	defer gathered.Stop()
-	for more := true; more && !is; {
+	began, gap := time.Now(), time.NewTimer(gatherGap)
+	defer gap.Stop()
+	for more := true; more && !is && time.Since(began) < gatherMost; {
 		select {
 		case e, open := <-events:
 			switch {
@@ -215,8 +217,9 @@ func (f *Feed) tell(e Event, events <-chan Event, read revisions, take func(Batc
 				resync, is = e, true
 			default:
 				add(e)
+				gap.Reset(gatherGap)
 			}
-		case <-gathered.C:
+		case <-gap.C:
 			more = false
 		}
 	}
@@ -229,7 +232,9 @@ func (f *Feed) tell(e Event, events <-chan Event, read revisions, take func(Batc
 			b.Items = append(b.Items, it)
 		}
 	}
-	f.last = b.Revision
-	take(b)
+	if len(news) > 0 || b.Revision > f.last {
+		f.last = b.Revision
+		take(b)
+	}
 	return resync, is
 }

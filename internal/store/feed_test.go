@@ -97,18 +97,24 @@ func TestAfterCompactionOnlyWhatDiffersIsTold(t *testing.T) {
 	for i := range 100 {
 		mustPut(t, s, storetest.Endpoint(i, "node-1"))
 	}
-	var mu sync.Mutex
+	var gate sync.Mutex // who holds it stops the reader
 	var batches []store.Batch
-	gate := make(chan struct{}, 1)
-	gate <- struct{}{}
 	m := feeding(t, s, func(b store.Batch) {
-		<-gate
-		mu.Lock()
+		gate.Lock()
+		defer gate.Unlock()
 		batches = append(batches, b)
-		mu.Unlock()
 	})
 	m.Wait(t, s, model.KindEndpoint, model.KindResource)
-	// The reader stands still with one change in its hands, and more than any buffer behind it.
+	for i := range 10 { // the reader is told of these
+		e := storetest.Endpoint(50+i, "node-1")
+		e.Labels["version"] = "told"
+		mustPut(t, s, e)
+		mustDelete(t, s, storetest.Endpoint(60+i, "node-1"))
+		m.Wait(t, s, model.KindEndpoint, model.KindResource)
+	}
+	gate.Lock()
+	told := len(batches)
+	// It stands still with one change in its hands, and more than any buffer behind it.
 	var last store.Revision
 	for i := range 500 {
 		e := storetest.Endpoint(1, "node-1")
@@ -121,14 +127,14 @@ func TestAfterCompactionOnlyWhatDiffersIsTold(t *testing.T) {
 	mustDelete(t, s, storetest.Endpoint(2, "node-1"))
 	mustPut(t, s, storetest.Resource(1))
 	s.Compact(last + 2)
-	close(gate)
+	gate.Unlock()
 	m.Wait(t, s, model.KindEndpoint, model.KindResource)
-	mu.Lock()
-	defer mu.Unlock()
+	gate.Lock()
+	defer gate.Unlock()
 	if !batches[0].Whole || len(batches[0].Items) != 100 {
 		t.Errorf("first batch: whole %v with %d items, want all 100", batches[0].Whole, len(batches[0].Items))
 	}
-	for _, b := range batches[1:] {
+	for _, b := range batches[told:] {
 		if b.Whole || len(b.Items) > 2 || len(b.Deleted) > 1 {
 			t.Errorf("batch %+v: want no more than what differs", b)
 		}
@@ -222,6 +228,43 @@ func (b *between) List(ctx context.Context, k model.Kind) ([]store.Item, store.R
 		b.written = rev
 	}
 	return b.Store.List(ctx, k)
+}
+
+// betweenLists changes endpoints and resources after the endpoints were listed and before the resources are.
+type betweenLists struct {
+	store.Store
+	done bool
+}
+
+func (b *betweenLists) List(ctx context.Context, k model.Kind) ([]store.Item, store.Revision, error) {
+	if k == model.KindResource && !b.done {
+		b.done = true
+		changed := storetest.Resource(1)
+		changed.Body = []byte(`{"changed":true}`)
+		for _, o := range []model.Object{storetest.Endpoint(2, "node-1"), storetest.Resource(1), changed} {
+			if _, err := b.Put(ctx, o, store.AnyRevision); err != nil {
+				return nil, 0, err
+			}
+		}
+		if err := b.Delete(ctx, model.KindEndpoint, storetest.Endpoint(1, "node-1").Key(), store.AnyRevision); err != nil {
+			return nil, 0, err
+		}
+	}
+	return b.Store.List(ctx, k)
+}
+
+func TestFeedLosesNoChangeBetweenItsListsAndTellsNoneTwice(t *testing.T) {
+	s := memory.New()
+	mustPut(t, s, storetest.Endpoint(1, "node-1"))
+	m := feeding(t, &betweenLists{Store: s}, nil)
+	m.Wait(t, s, model.KindEndpoint, model.KindResource)
+	mustPut(t, s, storetest.Endpoint(3, "node-1"))
+	m.Wait(t, s, model.KindEndpoint, model.KindResource)
+	m.Do(func() {
+		if len(m.Objects) != 3 {
+			t.Errorf("%v", m.Objects)
+		}
+	})
 }
 
 func TestBatchHoldsTheNewestOfAnObject(t *testing.T) {

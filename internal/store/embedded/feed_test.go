@@ -108,6 +108,30 @@ func TestFeedTellsAllOfAStoreThatWasPutBack(t *testing.T) {
 	}
 	p.Start(t)
 	m := feeding(t, p.URL)
+	v := store.NewView(open(t, etcd.Options{Endpoints: []string{p.URL}}), nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	viewed := make(chan error, 1)
+	go func() { viewed <- v.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-viewed; err != nil {
+			t.Error(err)
+		}
+	}()
+	nodes := func(want int) {
+		t.Helper()
+		for end := time.Now().Add(3 * storetest.Patience); ; time.Sleep(5 * time.Millisecond) {
+			c, synced := v.Snapshot()
+			if synced && len(c.Nodes) == want {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("the view has %d nodes, want %d", len(c.Nodes), want)
+			}
+		}
+	}
+	put(storetest.Node(1))
+	nodes(1)
 	for i := range 20 { // what the backup has not
 		e := storetest.Endpoint(i, "node-1")
 		e.Labels["since"] = "the backup"
@@ -123,9 +147,40 @@ func TestFeedTellsAllOfAStoreThatWasPutBack(t *testing.T) {
 	}
 	p.Start(t)
 	m.Wait(t, s, model.KindEndpoint, model.KindResource)
+	nodes(0)
 	m.Do(func() {
 		if m.Wholes != 2 {
 			t.Errorf("%d whole batches, want another one after the store was put back", m.Wholes)
+		}
+	})
+}
+
+func TestWhatIsWrittenInOneTransactionComesInAFewBatches(t *testing.T) {
+	t.Parallel()
+	o := loopback(t)
+	run(t, o)
+	s := open(t, etcd.Options{Endpoints: o.Listen})
+	m := feeding(t, o.Listen[0])
+	m.Wait(t, s, model.KindEndpoint, model.KindResource)
+	var ops []clientv3.Op
+	const n = 100 // of a hundred operations is etcd's own limit
+	for i := range n {
+		e := storetest.Endpoint(i, "node-1")
+		data, err := store.Encode(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ops = append(ops, clientv3.OpPut(etcd.DefaultPrefix+"/security/endpoints/"+e.Key(), string(data)))
+	}
+	var before int
+	m.Do(func() { before = m.Batches })
+	if _, err := s.Client().Txn(context.Background()).Then(ops...).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	m.Wait(t, s, model.KindEndpoint, model.KindResource)
+	m.Do(func() {
+		if m.Batches-before > n/10 {
+			t.Errorf("%d changes of one transaction came in %d batches", n, m.Batches-before)
 		}
 	})
 }

@@ -97,7 +97,7 @@ func (w *watch) begin(ctx context.Context) bool {
 			w.take(st)
 			return true
 		case errors.Is(err, rpctypes.ErrCompacted) || errors.Is(err, rpctypes.ErrFutureRev):
-			return w.resync(ctx, 0, false)
+			return w.resync(ctx, 0, errors.Is(err, rpctypes.ErrFutureRev))
 		}
 		if !store.Pause(ctx, time.Second) {
 			return false

@@ -17,9 +17,11 @@ import (
 type Mirror struct {
 	mu      sync.Mutex
 	Objects map[store.KindKey]model.Object // see Do
-	// Wholes counts the whole batches.
-	Wholes   int
+	// Batches counts all batches, Wholes the whole ones.
+	Batches, Wholes int
+
 	revision store.Revision
+	told     map[store.KindKey]store.Revision
 }
 
 // Do runs f while no batch is taken.
@@ -33,13 +35,14 @@ func (m *Mirror) Do(f func()) {
 func (m *Mirror) Take(t testing.TB, b store.Batch) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.Batches++
 	if b.Whole {
 		m.Wholes++
-		m.Objects = map[store.KindKey]model.Object{}
+		m.Objects, m.told = map[store.KindKey]model.Object{}, map[store.KindKey]store.Revision{}
 	}
 	if m.Objects == nil {
 		t.Errorf("the first batch is not whole: %+v", b)
-		m.Objects = map[store.KindKey]model.Object{}
+		return
 	}
 	if b.Whole && len(b.Deleted) > 0 {
 		t.Errorf("a whole batch deletes: %v", b.Deleted)
@@ -58,7 +61,10 @@ func (m *Mirror) Take(t testing.TB, b store.Batch) {
 	for _, it := range b.Items {
 		k := store.KindKey{Kind: it.Object.Kind(), Key: it.Object.Key()}
 		once(k)
-		m.Objects[k] = it.Object
+		if m.told[k] >= it.Revision {
+			t.Errorf("%v is told at revision %d after %d", k, it.Revision, m.told[k])
+		}
+		m.Objects[k], m.told[k] = it.Object, it.Revision
 	}
 	for _, k := range b.Deleted {
 		once(k)
