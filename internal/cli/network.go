@@ -14,6 +14,7 @@ import (
 
 	"github.com/heddle-net/heddle/internal/agent"
 	"github.com/heddle-net/heddle/internal/config"
+	"github.com/heddle-net/heddle/internal/dialect"
 	"github.com/heddle-net/heddle/internal/dialect/flannel"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
@@ -254,7 +255,7 @@ func list(ctx context.Context, open func(context.Context) (store.Store, error), 
 
 func readFile(cmd *cobra.Command, name string) ([]byte, error) {
 	if name == "-" {
-		return io.ReadAll(io.LimitReader(cmd.InOrStdin(), 1<<20))
+		return io.ReadAll(io.LimitReader(cmd.InOrStdin(), dialect.MaxText+1))
 	}
 	return os.ReadFile(name)
 }

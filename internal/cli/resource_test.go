@@ -286,6 +286,15 @@ func TestShortNameFindsAnObjectOfEitherGroupOfCalico(t *testing.T) {
 	c.says("delete gnp default.base", "globalnetworkpolicy.crd.projectcalico.org \"default.base\" deleted\n")
 }
 
+func TestLongestNamesThatKubernetesTakesFit(t *testing.T) {
+	c := newTerminal(t)
+	name := "default." + strings.Repeat("x", 245)
+	namespace := strings.Repeat("n", 63)
+	k := dialect.Kind{APIVersion: "crd.projectcalico.org/v1", Kind: "StagedNetworkPolicy"}
+	c.types("apply -n " + namespace + " -f " + c.file("a.json", sample(t, k, name)))
+	c.types("delete snp " + name + " -n " + namespace)
+}
+
 func TestGetOfNothingSaysSo(t *testing.T) {
 	c := newTerminal(t)
 	c.says("get netpol", "nothing found in namespace default\n")
@@ -304,6 +313,7 @@ func TestGetOfNothingSaysSo(t *testing.T) {
 func TestDeleteOfWhatIsNotThereFailsAfterTheRestIsDone(t *testing.T) {
 	c := newTerminal(t)
 	c.types("apply -f " + c.file("a.yaml", denyAll))
+	c.fails("delete netpol deny", "networkpolicy \"deny\" is not there in namespace \"default\": see `heddle get networkpolicy -n default`")
 	out, code := c.try("delete netpol gone deny-all")
 	want := "networkpolicy \"deny-all\" deleted\nheddle: networkpolicy \"gone\" is not there in namespace \"default\": see `heddle get networkpolicy -n default`\n"
 	if code != 1 || out != want {

@@ -12,7 +12,10 @@ import (
 // fits. etcd itself refuses 1.5 MiB.
 const MaxObjectSize = 1<<20 + 64<<10
 
-var keyRE = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,300}$`)
+// maxKey is enough for a resource whose kind, group, namespace and name are each as long as they may be.
+const maxKey = 1000
+
+var keyRE = regexp.MustCompile(fmt.Sprintf(`^[A-Za-z0-9._:-]{1,%d}$`, maxKey))
 
 // CheckKey refuses a kind that nobody knows and a key that is not one path segment, so that neither
 // can reach outside of the place where the kind is filed.
@@ -21,7 +24,7 @@ func CheckKey(kind model.Kind, key string) error {
 		return &model.FieldError{Noun: "store", Field: "kind", Value: string(kind), Want: fmt.Sprintf("one of %v", model.Kinds())}
 	}
 	if !keyRE.MatchString(key) || key == "." || key == ".." {
-		return &model.FieldError{Noun: string(kind), Field: "key", Value: fmt.Sprintf("%.64q", key), Want: "1..300 characters of [A-Za-z0-9._:-]"}
+		return &model.FieldError{Noun: string(kind), Field: "key", Value: fmt.Sprintf("%.64q", key), Want: fmt.Sprintf("1..%d characters of [A-Za-z0-9._:-]", maxKey)}
 	}
 	return nil
 }
