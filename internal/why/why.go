@@ -59,13 +59,10 @@ func ParseQuestion(from, to string) (Question, error) {
 	if err := checkEnd(from); err != nil {
 		return q, bad("FROM", from, err.Error())
 	}
-	rest := to
-	if at := strings.LastIndex(to, ":"); at >= 0 && netip.Addr.IsValid(parse(to)) {
-		at = -1 // an IPv6 address without a port
-		q.To = rest
-	} else if at >= 0 {
-		q.To, rest = strings.Trim(to[:at], "[]"), to[at+1:]
-		port, proto, named := strings.Cut(rest, "/")
+	q.To = to
+	if at := strings.LastIndex(to, ":"); at >= 0 && !parse(to).IsValid() { // else an IPv6 address without a port
+		q.To = strings.Trim(to[:at], "[]")
+		port, proto, named := strings.Cut(to[at+1:], "/")
 		n, err := strconv.ParseUint(port, 10, 16)
 		if err != nil {
 			return q, bad("PORT", port, "0..65535")
@@ -78,8 +75,6 @@ func ParseQuestion(from, to string) (Question, error) {
 			}
 			q.Protocol = p
 		}
-	} else {
-		q.To = rest
 	}
 	if err := checkEnd(q.To); err != nil {
 		return q, bad("TO", to, err.Error())
