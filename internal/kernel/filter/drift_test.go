@@ -231,3 +231,31 @@ func TestALargeTransactionIsFollowedByAPass(t *testing.T) {
 	must(t, d.Update(t.Context(), &policy.Delta{Identities: policy.Change[netip.Addr, policy.ID]{Put: table.Identities}}))
 	eventually(t, "a pass", func() bool { return passes.Load() > seen })
 }
+
+// TestTablesOfAnotherVersionAreMadeAnew: of a rule only its mark is looked at, which follows from its text.
+func TestTablesOfAnotherVersionAreMadeAnew(t *testing.T) {
+	s := newSpace(t)
+	d := s.driver(true)
+	rule := &inetTable.chains[0].rules[0]
+	now := *rule
+	rule.mark = markOf(inetTable.family, inetTable.chains[0].name, "what this rule once was")
+	apply(t, d, small())
+	*rule = now
+	if n := apply(t, d, small()); n < 100 {
+		t.Errorf("changed %d objects, want the whole table", n)
+	}
+	if n := apply(t, d, small()); n != 0 {
+		t.Errorf("then changed %d objects", n)
+	}
+	marks := map[string]bool{}
+	for _, table := range skeleton {
+		for _, c := range table.chains {
+			for _, r := range c.rules {
+				marks[r.mark] = true
+			}
+		}
+	}
+	if len(marks) < 100 {
+		t.Errorf("%d different marks", len(marks))
+	}
+}

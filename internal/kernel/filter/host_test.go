@@ -128,8 +128,8 @@ func TestUntrackedPolicyKeepsFlowsOutOfConntrack(t *testing.T) {
 	table.Base[3] = policy.Decision{Verdict: policy.VerdictContinue}
 	// A normal policy that would deny what untracked policy allows.
 	table.Locals[policy.Local{Hook: policy.HostInput, Link: "wan"}], table.Base[4] = 4, deny
-	_ = in
 	apply(t, d, table)
+	w.node.feed("table inet late { chain c { type filter hook postrouting priority 200; udp sport 7000 meta priority != none counter; }; }", "nft", "-f", "-")
 	for what, want := range map[string]bool{"udp 7000": true, "udp 60": false, "tcp 81": false, "tcp 22": true} {
 		for _, to := range []string{"172.16.0.1", "fd00:172::1"} {
 			w.forget()
@@ -140,6 +140,9 @@ func TestUntrackedPolicyKeepsFlowsOutOfConntrack(t *testing.T) {
 				t.Errorf("%s to %s is tracked", what, to)
 			}
 		}
+	}
+	if list := w.node.run("nft", "list", "table", "inet", "late"); !strings.Contains(list, "packets 0 ") {
+		t.Errorf("an answer left with a number of the chains:\n%s", list)
 	}
 	if n := strings.Count(w.node.run("nft", "list", "table", "inet", TableName), "chain untracked_in {"); n != 1 {
 		t.Errorf("%d chains for untracked policy", n)

@@ -15,7 +15,7 @@ import (
 	"github.com/heddle-net/heddle/internal/policy"
 )
 
-// listening hears what the node's chains log, until the test ends.
+// listening hears what the node's chains log, until the test ends. What was heard is forgotten.
 func (w world) listening(t *testing.T) (heard func(what string, ok func(kernel.Packet) bool)) {
 	t.Helper()
 	h, err := netns.GetFromName(w.node.name)
@@ -38,6 +38,7 @@ func (w world) listening(t *testing.T) (heard func(what string, ok func(kernel.P
 			defer mu.Unlock()
 			for _, p := range packets {
 				if ok(p) {
+					packets = nil
 					return true
 				}
 			}

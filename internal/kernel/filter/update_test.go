@@ -185,3 +185,28 @@ func TestEndedContextChangesNothing(t *testing.T) {
 		t.Errorf("ruleset is\n%s", got)
 	}
 }
+
+// TestRowsTowardsIdentitiesThatOthersJoinGoAtOnce: who joins an identity must not meet a row towards it that
+// is on its way out; who only had it before may.
+func TestRowsTowardsIdentitiesThatOthersJoinGoAtOnce(t *testing.T) {
+	d := newSpace(t).driver(true)
+	apply(t, d, small())
+	del := map[policy.RowKey]struct{}{}
+	for id := range policy.ID(4) {
+		del[policy.RowKey{Local: in(b4), ID: id}] = struct{}{}
+	}
+	c, err := d.changeOf(&policy.Delta{
+		Identities: policy.Change[netip.Addr, policy.ID]{Put: map[netip.Addr]policy.ID{addr("10.0.0.1"): 1}},
+		Nets:       policy.Change[policy.AddrRange, policy.ID]{Put: map[policy.AddrRange]policy.ID{prefix("10.9.0.0/16"): 2}},
+		Rows:       policy.Change[policy.RowKey, policy.Row]{Del: del},
+	})
+	must(t, err)
+	s := inetSets["row_in4"]
+	for id := range policy.ID(4) {
+		_, now := c.del[s][keyOf(addr(b4).AsSlice(), native(uint32(id)))]
+		_, later := c.left[s][keyOf(addr(b4).AsSlice(), native(uint32(id)))]
+		if now == later || later != (id == 3) {
+			t.Errorf("identity %d: now %v, later %v", id, now, later)
+		}
+	}
+}
