@@ -319,7 +319,7 @@ func (g *generator) entity(e *CalicoEntity, who, ports bool, family int) {
 		if !g.once(4) {
 			e.Ports = g.calicoPorts()
 		}
-		if g.once(4) {
+		if g.once(2) {
 			e.NotPorts = g.calicoPorts()
 		}
 	}
