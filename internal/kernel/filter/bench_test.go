@@ -79,3 +79,37 @@ func TestHundredThousandEntries(t *testing.T) {
 		t.Error("far slower than it should be")
 	}
 }
+
+// BenchmarkLoad makes the tables for a hundred thousand entries.
+func BenchmarkLoad(b *testing.B) {
+	table := large(many)
+	d := newSpace(b).driver(true)
+	for b.Loop() {
+		apply(b, d, table)
+		b.StopTimer()
+		must(b, d.Sweep(context.Background()))
+		b.StartTimer()
+	}
+}
+
+// BenchmarkVerify reads a hundred thousand entries and finds nothing to do.
+func BenchmarkVerify(b *testing.B) {
+	table := large(many)
+	d := newSpace(b).driver(true)
+	apply(b, d, table)
+	for b.Loop() {
+		apply(b, d, table)
+	}
+}
+
+// BenchmarkUpdate changes one entry among a hundred thousand.
+func BenchmarkUpdate(b *testing.B) {
+	d := newSpace(b).driver(true)
+	apply(b, d, large(many))
+	i := 0
+	for b.Loop() {
+		i++
+		put := map[netip.Addr]policy.ID{netip.AddrFrom4([4]byte{12, 0, 0, 1}): policy.ID(i%1000 + 1)}
+		must(b, d.Update(context.Background(), &policy.Delta{Identities: policy.Change[netip.Addr, policy.ID]{Put: put}}))
+	}
+}

@@ -114,9 +114,9 @@ func TestAWorkloadReachesItself(t *testing.T) {
 }
 
 // talk keeps a TCP connection talking, to and fro, and counts its words, until the test ends.
-func talk(t *testing.T, from, to space, addr string) (words func() int64) {
+func talk(t *testing.T, from, to space, addr, port string) (words func() int64) {
 	t.Helper()
-	l, err := listen(to, net.JoinHostPort(addr, "9999"))
+	l, err := listen(to, net.JoinHostPort(addr, port))
 	must(t, err)
 	go func() {
 		c, err := l.Accept()
@@ -127,7 +127,7 @@ func talk(t *testing.T, from, to space, addr string) (words func() int64) {
 	}()
 	var c net.Conn
 	must(t, from.inside(func() (err error) {
-		c, err = net.DialTimeout("tcp", net.JoinHostPort(addr, "9999"), 5*time.Second)
+		c, err = net.DialTimeout("tcp", net.JoinHostPort(addr, port), 5*time.Second)
 		return err
 	}))
 	var n atomic.Int64
@@ -161,7 +161,7 @@ func TestEstablishedFlowsAreNotInterrupted(t *testing.T) {
 	w := newWorld(t, false)
 	d := w.node.driver(false)
 	apply(t, d, &policy.Table{Sources: sources()})
-	four, six := talk(t, w.a, w.b, b4), talk(t, w.a, w.b, b6)
+	four, six := talk(t, w.a, w.b, b4, "9999"), talk(t, w.a, w.b, b6, "9999")
 	check := func(what string) {
 		goesOn(t, what, four)
 		goesOn(t, what, six)
@@ -196,7 +196,7 @@ func TestBridgedFlowsGoOnWhenThePacketFilterIsCalled(t *testing.T) {
 	w.node.feed("table inet nat { chain c { type nat hook postrouting priority srcnat; ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; }; }", "nft", "-f", "-")
 	d := w.node.driver(true, "cni0")
 	apply(t, d, &policy.Table{Sources: sources()})
-	four, six := talk(t, w.a, w.b, b4), talk(t, w.a, w.b, b6)
+	four, six := talk(t, w.a, w.b, b4, "9999"), talk(t, w.a, w.b, b6, "9999")
 	goesOn(t, "its beginning", four)
 	if tracked := w.node.tracked(); strings.Contains(tracked, "dport=9999") {
 		t.Fatalf("tracked before the packet filter is called:\n%s", tracked)
