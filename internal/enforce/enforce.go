@@ -57,6 +57,8 @@ type Enforcer struct {
 	compiler *policy.Compiler
 	// known: policies have been read, from the store or from memory. Until then the kernel is left as it is.
 	known bool
+	// placed: the node knows its own addresses. Until then, too, the kernel is left as it is.
+	placed bool
 	// synced: they have been read from the store in this life.
 	synced bool
 	// applied: the kernel holds what the compiler's table held after its last Compile.
@@ -154,7 +156,7 @@ func (e *Enforcer) applyLoop(ctx context.Context) error {
 
 // flush brings the kernel up to the compiler, whose lock the caller holds.
 func (e *Enforcer) flush(ctx context.Context) error {
-	if !e.known {
+	if !e.known || !e.placed {
 		return nil
 	}
 	begin := time.Now()
@@ -273,7 +275,7 @@ func (e *Enforcer) openNetns(a netip.Addr) *os.File {
 func (e *Enforcer) Admit(ctx context.Context, w model.Workload, mac string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !e.known {
+	if !e.known || !e.placed {
 		return ErrUnknown
 	}
 	e.hold(w, mac)
@@ -332,6 +334,7 @@ func (e *Enforcer) release(w model.Workload, mac string) {
 func (e *Enforcer) SetNode(addrs []netip.Addr, links map[string][]netip.Addr) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.placed = true
 	e.compiler.SetNode(addrs)
 	e.compiler.SetLinks(links)
 	poke(e.kick)

@@ -102,7 +102,7 @@ func (e *Enforcer) putResource(r *model.Resource) {
 		}
 		e.broken[key] = model.Problem{
 			Code: "policy-invalid", Severity: model.Failure, Subject: r.String(), Detail: err.Error() + meanwhile,
-			Next: "heddle get " + strings.ToLower(r.Type) + " -o yaml, and heddle apply -f with what was expected",
+			Next: "heddle get " + strings.ToLower(r.Type) + " -o yaml; mend it, and heddle apply -f FILE",
 		}
 		e.Log.Warn("a resource cannot be understood", "resource", r.String(), "error", err)
 		return
