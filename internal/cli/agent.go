@@ -197,7 +197,7 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	policies, err := filter.New(filter.Options{NS: -1, Log: log})
+	policies, err := filter.New(filter.Options{NS: -1, Log: log, Inside: []string{c.Bridge}})
 	if err != nil {
 		return err
 	}
