@@ -173,7 +173,7 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 	}
 	// Most of an agent's garbage is made by the few passes after a change: collecting it early costs
 	// little and keeps the resident size near what is in use.
-	debug.SetGCPercent(40)
+	debug.SetGCPercent(25)
 
 	s, err := openStore(ctx, c.Store, log)
 	if err != nil {
