@@ -98,10 +98,12 @@ func (h *node) network(stdin string, args ...string) (string, error) {
 // pod attaches a pod as a container runtime does: with the plugin and the conflist that the agent wrote.
 func (h *node) pod(t *testing.T) (ns string, addrs []netip.Addr) {
 	t.Helper()
-	files, err := filepath.Glob(h.file("net.d") + "/*.conflist")
-	if err != nil || len(files) != 1 {
-		t.Fatalf("conflists %v, %v: want one", files, err)
-	}
+	var files []string
+	harness.Wait(t, patience, "one conflist", func() bool { // it is written right after the agent is ready
+		var err error
+		files, err = filepath.Glob(h.file("net.d") + "/*.conflist")
+		return err == nil && len(files) == 1
+	})
 	list, err := libcni.ConfListFromFile(files[0])
 	must(t, err)
 	ns = harness.Netns(t)
