@@ -216,17 +216,21 @@ func (s *rows) drop(d *decision) {
 	}
 }
 
-// numbers hands out numbers from 1. A round takes before it gives back, so that a number means something else
-// only after another Compile.
+// rest is how many other numbers are given back before one is handed out again: until then a kernel has
+// forgotten what it stood for, and need not be waited for.
+const rest = 256
+
+// numbers hands out numbers from 1, those that were given back in their order. A round takes before it gives
+// back, so that a number means something else only after another Compile.
 type numbers struct {
 	last uint32
 	free []uint32
 }
 
 func (n *numbers) take() uint32 {
-	if l := len(n.free); l > 0 {
-		v := n.free[l-1]
-		n.free = n.free[:l-1]
+	if len(n.free) > rest {
+		v := n.free[0]
+		n.free = n.free[1:]
 		return v
 	}
 	n.last++

@@ -21,7 +21,7 @@ var errNotCounting = errors.New("the entries do not count: switch counting on fi
 // SetCounting makes all entries that decide count, from nothing, or stop counting. It is one transaction,
 // and no packet is judged otherwise meanwhile.
 func (d *Driver) SetCounting(ctx context.Context, on bool) error {
-	d.mu.Lock()
+	d.lock()
 	defer d.unlock()
 	if err := ctx.Err(); err != nil {
 		return err
@@ -59,7 +59,7 @@ func (d *Driver) Counting() bool {
 
 // Counters reads the counts.
 func (d *Driver) Counters(ctx context.Context) (kernel.Counters, error) {
-	d.mu.Lock()
+	d.lock()
 	defer d.mu.Unlock()
 	out := kernel.Counters{L4: map[policy.L4Key]kernel.Count{}, Base: map[policy.Row]kernel.Count{}}
 	if err := ctx.Err(); err != nil {

@@ -62,6 +62,9 @@ type Driver struct {
 	// known says that the kernel holds what the last calls said; local is what of it others follow from.
 	known bool
 	local locals
+	// remains are left by Updates; cleaned tells when some are gone.
+	remains map[*remains]struct{}
+	cleaned *sync.Cond
 }
 
 // New returns a driver. It does not talk to the kernel yet.
@@ -77,12 +80,17 @@ func New(o Options) (*Driver, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &Driver{ns: o.NS, inside: o.Inside, log: o.Log.With("driver", "filter"), flags: tableOwner | tablePersist, destroys: true}, nil
+	d := &Driver{
+		ns: o.NS, inside: o.Inside, log: o.Log.With("driver", "filter"), flags: tableOwner | tablePersist, destroys: true,
+		remains: map[*remains]struct{}{},
+	}
+	d.cleaned = sync.NewCond(&d.mu)
+	return d, nil
 }
 
 // Close gives the socket back. The tables stay.
 func (d *Driver) Close() error {
-	d.mu.Lock()
+	d.lock()
 	defer d.mu.Unlock()
 	if d.c == nil {
 		return nil
@@ -107,7 +115,7 @@ func (d *Driver) open() error {
 
 // Apply compares both tables with t and repairs them.
 func (d *Driver) Apply(ctx context.Context, t *policy.Table) (changed int, problems []model.Problem) {
-	d.mu.Lock()
+	d.lock()
 	defer d.unlock()
 	if err := ctx.Err(); err != nil {
 		return 0, []model.Problem{problemOf(err)}
@@ -287,7 +295,7 @@ func (d *Driver) counts(s *setSpec) bool {
 
 // Sweep removes both tables.
 func (d *Driver) Sweep(ctx context.Context) error {
-	d.mu.Lock()
+	d.lock()
 	defer d.unlock()
 	if err := ctx.Err(); err != nil {
 		return err

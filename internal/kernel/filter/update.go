@@ -29,11 +29,17 @@ type change struct {
 // Update applies a difference. What leads packets to their rows changes in one atomic transaction. But a packet
 // on its way through the chains may look into one map before it and into the next after it, and interval maps
 // change a moment after the kernel's hash maps do. So entries of new rows that hold ranges are written in a
-// transaction before it, and what only packets on their way can still come to is taken out in others after it.
-// A row never changes: no packet is judged by anything but the state before or that after.
+// transaction before it, and what only packets on their way can still come to is taken out when these have
+// gone. A row never changes: no packet is judged by anything but the state before or that after.
+//
+// Update returns when the difference has taken effect. The taking out follows; a difference that gives one of
+// the same numbers another meaning waits for it.
 func (d *Driver) Update(ctx context.Context, delta *policy.Delta) error {
 	d.mu.Lock()
 	defer d.unlock()
+	for d.leaves(delta) {
+		d.cleaned.Wait()
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -53,20 +59,27 @@ func (d *Driver) Update(ctx context.Context, delta *policy.Delta) error {
 	for _, write := range []func(*message) error{
 		func(m *message) error { return d.replace(m, nil, c.fresh) },
 		func(m *message) error { return d.write(m, c) },
-		func(m *message) error { return d.replace(m, c.left, nil) },
-		func(m *message) error { return d.replace(m, c.stale, nil) },
 	} {
-		m := newBatch(0)
-		if err = write(m); err == nil && !m.empty() {
-			err = d.commit(m)
-		}
-		if err != nil {
-			d.known = false
+		if err := d.transact(write); err != nil {
 			return fmt.Errorf("update policy in the kernel: %w", err)
 		}
 	}
 	d.local = c.after
+	d.clean(delta, c)
 	return nil
+}
+
+// transact writes one transaction. When that fails, the driver does not know any more what the kernel holds.
+func (d *Driver) transact(write func(*message) error) error {
+	m := newBatch(0)
+	err := write(m)
+	if err == nil && !m.empty() {
+		err = d.commit(m)
+	}
+	if err != nil {
+		d.known = false
+	}
+	return err
 }
 
 // write is the transaction by which a change takes effect.
