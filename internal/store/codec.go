@@ -29,6 +29,19 @@ func CheckKey(kind model.Kind, key string) error {
 	return nil
 }
 
+// CheckKinds refuses kinds that nobody knows, and none at all.
+func CheckKinds(kinds []model.Kind) error {
+	if len(kinds) == 0 {
+		return &model.FieldError{Noun: "store", Field: "kinds", Want: "at least one kind"}
+	}
+	for _, k := range kinds {
+		if err := CheckKey(k, "any"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Encode validates an object and returns its JSON form.
 func Encode(o model.Object) ([]byte, error) {
 	if err := o.Validate(); err != nil {

@@ -103,7 +103,7 @@ func (f *Feed) follow(ctx context.Context, take func(Batch)) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events, err := f.store.Watch(ctx, read.oldest(), f.kinds...)
+	events, err := f.store.Watch(ctx, read, f.kinds...)
 	if err != nil {
 		return err
 	}
@@ -126,21 +126,8 @@ func (f *Feed) follow(ctx context.Context, take func(Batch)) error {
 	return fmt.Errorf("%w: the watch ended", ErrUnavailable)
 }
 
-// revisions are those at which the list of each kind was read.
-type revisions map[model.Kind]Revision
-
-func (r revisions) oldest() Revision {
-	oldest := Revision(-1)
-	for _, rev := range r {
-		if oldest < 0 || rev < oldest {
-			oldest = rev
-		}
-	}
-	return oldest
-}
-
 // reread reads with patience: the watch is there, only the lists are missing.
-func (f *Feed) reread(ctx context.Context, take func(Batch)) (revisions, error) {
+func (f *Feed) reread(ctx context.Context, take func(Batch)) (Revision, error) {
 	for delay := 50 * time.Millisecond; ; delay = min(2*delay, 2*time.Second) {
 		read, err := f.read(ctx, take)
 		if err == nil || ctx.Err() != nil {
@@ -149,34 +136,27 @@ func (f *Feed) reread(ctx context.Context, take func(Batch)) (revisions, error) 
 		f.fail(err)
 		f.log.Warn("the store cannot be read anew", "reason", err, "retryIn", delay)
 		if !Pause(ctx, delay/2+rand.N(delay/2)) {
-			return nil, ctx.Err()
+			return 0, ctx.Err()
 		}
 	}
 }
 
 // read lists everything and tells it: whole the first time, later only what differs from what was told.
-func (f *Feed) read(ctx context.Context, take func(Batch)) (revisions, error) {
-	read, now := revisions{}, map[model.Kind]map[string]Revision{}
-	var all []Item
-	for _, k := range f.kinds {
-		items, rev, err := f.store.List(ctx, k)
-		if err != nil {
-			return nil, err
-		}
-		now[k] = make(map[string]Revision, len(items))
-		for _, it := range items {
-			now[k][it.Object.Key()] = it.Revision
-		}
-		read[k] = rev
-		if all == nil {
-			all = items
-		} else {
-			all = append(all, items...)
-		}
+func (f *Feed) read(ctx context.Context, take func(Batch)) (Revision, error) {
+	items, read, err := f.store.List(ctx, f.kinds...)
+	if err != nil {
+		return 0, err
 	}
-	b := Batch{Items: all, Revision: read.oldest()}
+	now := map[model.Kind]map[string]Revision{}
+	for _, k := range f.kinds {
+		now[k] = map[string]Revision{}
+	}
+	for _, it := range items {
+		now[it.Object.Kind()][it.Object.Key()] = it.Revision
+	}
+	b := Batch{Items: items, Revision: read}
 	if b.Whole = f.known == nil; !b.Whole {
-		b.Items = slices.DeleteFunc(all, func(it Item) bool {
+		b.Items = slices.DeleteFunc(items, func(it Item) bool {
 			rev, told := f.known[it.Object.Kind()][it.Object.Key()]
 			return told && rev == it.Revision
 		})
@@ -188,7 +168,7 @@ func (f *Feed) read(ctx context.Context, take func(Batch)) (revisions, error) {
 			}
 		}
 	}
-	f.known, f.last = now, b.Revision
+	f.known, f.last = now, read
 	f.fail(nil)
 	take(b)
 	return read, nil
@@ -196,11 +176,11 @@ func (f *Feed) read(ctx context.Context, take func(Batch)) (revisions, error) {
 
 // tell gives take the first change and those that come with it. When a resync follows them, it returns
 // that and true.
-func (f *Feed) tell(e Event, events <-chan Event, read revisions, take func(Batch)) (resync Event, is bool) {
+func (f *Feed) tell(e Event, events <-chan Event, read Revision, take func(Batch)) (resync Event, is bool) {
 	b, news := Batch{}, map[KindKey]Item{}
 	add := func(e Event) {
 		b.Revision = max(b.Revision, e.Revision)
-		if e.Revision > read[e.Kind] { // else the list of this kind was read after this change
+		if e.Revision > read { // else the list was read after this change
 			news[KindKey{e.Kind, e.Key}] = Item{e.Object, e.Revision}
 		}
 	}

@@ -202,61 +202,32 @@ func TestFeedKeepsNoObjects(t *testing.T) {
 	}
 }
 
-func TestViewReachesARevisionThatItsListsHoldAlready(t *testing.T) {
-	s := &between{Store: memory.New()}
-	v := running(t, s)
-	until(t, v, func(c model.Cluster, _ bool) bool { return len(c.Nodes) == 1 })
-	for end := time.Now().Add(storetest.Patience); v.Revision() < s.written; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the view stays at revision %d and holds what was written at %d", v.Revision(), s.written)
-		}
-	}
-}
-
-// between writes a node after the pools were listed and before the nodes are.
-type between struct {
-	store.Store
-	written store.Revision
-}
-
-func (b *between) List(ctx context.Context, k model.Kind) ([]store.Item, store.Revision, error) {
-	if k == model.KindNode && b.written == 0 {
-		rev, err := b.Put(ctx, storetest.Node(1), 0)
-		if err != nil {
-			return nil, 0, err
-		}
-		b.written = rev
-	}
-	return b.Store.List(ctx, k)
-}
-
-// betweenLists changes endpoints and resources after the endpoints were listed and before the resources are.
-type betweenLists struct {
+// besideLists changes endpoints and resources after they were listed and before they are watched.
+type besideLists struct {
 	store.Store
 	done bool
 }
 
-func (b *betweenLists) List(ctx context.Context, k model.Kind) ([]store.Item, store.Revision, error) {
-	if k == model.KindResource && !b.done {
-		b.done = true
-		changed := storetest.Resource(1)
-		changed.Body = []byte(`{"changed":true}`)
-		for _, o := range []model.Object{storetest.Endpoint(2, "node-1"), storetest.Resource(1), changed} {
-			if _, err := b.Put(ctx, o, store.AnyRevision); err != nil {
-				return nil, 0, err
-			}
-		}
-		if err := b.Delete(ctx, model.KindEndpoint, storetest.Endpoint(1, "node-1").Key(), store.AnyRevision); err != nil {
+func (b *besideLists) List(ctx context.Context, kinds ...model.Kind) ([]store.Item, store.Revision, error) {
+	items, rev, err := b.Store.List(ctx, kinds...)
+	if b.done || err != nil {
+		return items, rev, err
+	}
+	b.done = true
+	changed := storetest.Resource(1)
+	changed.Body = []byte(`{"changed":true}`)
+	for _, o := range []model.Object{storetest.Endpoint(2, "node-1"), storetest.Resource(1), changed} {
+		if _, err := b.Put(ctx, o, store.AnyRevision); err != nil {
 			return nil, 0, err
 		}
 	}
-	return b.Store.List(ctx, k)
+	return items, rev, b.Delete(ctx, model.KindEndpoint, storetest.Endpoint(1, "node-1").Key(), store.AnyRevision)
 }
 
-func TestFeedLosesNoChangeBetweenItsListsAndTellsNoneTwice(t *testing.T) {
+func TestFeedLosesNoChangeAfterItsListAndTellsNoneTwice(t *testing.T) {
 	s := memory.New()
 	mustPut(t, s, storetest.Endpoint(1, "node-1"))
-	m := feeding(t, &betweenLists{Store: s}, nil)
+	m := feeding(t, &besideLists{Store: s}, nil)
 	m.Wait(t, s, model.KindEndpoint, model.KindResource)
 	mustPut(t, s, storetest.Endpoint(3, "node-1"))
 	m.Wait(t, s, model.KindEndpoint, model.KindResource)

@@ -70,9 +70,9 @@ type Store interface {
 	// Get returns ErrNotFound when there is no such object.
 	Get(ctx context.Context, kind model.Kind, key string) (Item, error)
 
-	// List returns all objects of the kind sorted by key, and the store's revision at that moment:
-	// a Watch from there misses nothing and repeats nothing.
-	List(ctx context.Context, kind model.Kind) ([]Item, Revision, error)
+	// List returns all objects of the kinds as they were at one revision of the store, kind by kind, each
+	// sorted by key, and that revision: a Watch from there misses nothing and repeats nothing.
+	List(ctx context.Context, kinds ...model.Kind) ([]Item, Revision, error)
 
 	// Keys returns the keys of the kind that begin with a text, sorted, also those of objects that List
 	// leaves out. It costs much less than List.

@@ -116,11 +116,11 @@ type flaky struct {
 	calls int
 }
 
-func (f *flaky) List(ctx context.Context, k model.Kind) ([]store.Item, store.Revision, error) {
+func (f *flaky) List(ctx context.Context, kinds ...model.Kind) ([]store.Item, store.Revision, error) {
 	if f.calls++; f.calls%5 == 1 {
 		return nil, 0, store.ErrUnavailable
 	}
-	return f.Store.List(ctx, k)
+	return f.Store.List(ctx, kinds...)
 }
 
 func TestHeartbeatsWakeNobody(t *testing.T) {
@@ -164,11 +164,11 @@ type down struct {
 	up atomic.Bool
 }
 
-func (d *down) List(ctx context.Context, k model.Kind) ([]store.Item, store.Revision, error) {
+func (d *down) List(ctx context.Context, kinds ...model.Kind) ([]store.Item, store.Revision, error) {
 	if !d.up.Load() {
-		return nil, 0, fmt.Errorf("list %s: %w: connection refused", k, store.ErrUnavailable)
+		return nil, 0, fmt.Errorf("list %s: %w: connection refused", kinds, store.ErrUnavailable)
 	}
-	return d.Store.List(ctx, k)
+	return d.Store.List(ctx, kinds...)
 }
 
 func TestViewTellsWhyItCouldNotReadUntilItCan(t *testing.T) {

@@ -118,12 +118,12 @@ func (s *Store) Get(ctx context.Context, kind model.Kind, key string) (store.Ite
 }
 
 // List implements store.Store. It reads page by page, all at one revision.
-func (s *Store) List(ctx context.Context, kind model.Kind) ([]store.Item, store.Revision, error) {
-	if err := store.CheckKey(kind, "any"); err != nil {
+func (s *Store) List(ctx context.Context, kinds ...model.Kind) ([]store.Item, store.Revision, error) {
+	if err := store.CheckKinds(kinds); err != nil {
 		return nil, 0, err
 	}
 	for attempt := 0; ; attempt++ {
-		items, rev, err := s.list(ctx, kind)
+		items, rev, err := s.ListAt(ctx, 0, kinds...)
 		if attempt < 3 && isCompacted(err) {
 			continue // history went away between two pages: begin again
 		}
@@ -135,21 +135,27 @@ func isCompacted(err error) bool {
 	return errors.Is(err, rpctypes.ErrCompacted)
 }
 
-func (s *Store) list(ctx context.Context, kind model.Kind) ([]store.Item, store.Revision, error) {
+// ListAt lists as List does, at a revision of which the store still has the history; 0 for the present one.
+func (s *Store) ListAt(ctx context.Context, at store.Revision, kinds ...model.Kind) ([]store.Item, store.Revision, error) {
 	var items []store.Item
-	rev, err := s.read(ctx, "list "+string(kind), s.folder(kind), func(kv *mvccpb.KeyValue) {
-		if o := s.decode(kind, kv); o != nil {
-			items = append(items, store.Item{Object: o, Revision: store.Revision(kv.ModRevision)})
+	for _, kind := range kinds {
+		rev, err := s.read(ctx, "list "+string(kind), s.folder(kind), at, func(kv *mvccpb.KeyValue) {
+			if o := s.decode(kind, kv); o != nil {
+				items = append(items, store.Item{Object: o, Revision: store.Revision(kv.ModRevision)})
+			}
+		})
+		if err != nil {
+			return nil, 0, err
 		}
-	})
-	return items, rev, err
+		at = rev
+	}
+	return items, at, nil
 }
 
 // read visits all keys that begin with a text, in their order, as they are at one revision, which it
-// returns.
-func (s *Store) read(ctx context.Context, doing, from string, visit func(*mvccpb.KeyValue), opts ...clientv3.OpOption) (store.Revision, error) {
-	end := clientv3.GetPrefixRangeEnd(from)
-	var rev int64
+// returns: the one that is asked for, or the present one for 0.
+func (s *Store) read(ctx context.Context, doing, from string, at store.Revision, visit func(*mvccpb.KeyValue), opts ...clientv3.OpOption) (store.Revision, error) {
+	end, rev := clientv3.GetPrefixRangeEnd(from), int64(at)
 	for page := firstPage; ; {
 		var resp *clientv3.GetResponse
 		err := s.Call(ctx, doing, func(c context.Context) (err error) {
@@ -182,7 +188,7 @@ func (s *Store) Keys(ctx context.Context, kind model.Kind, prefix string) ([]sto
 	}
 	for attempt := 0; ; attempt++ {
 		var keys []store.KeyRevision
-		_, err := s.read(ctx, "list keys of "+string(kind), s.folder(kind)+prefix, func(kv *mvccpb.KeyValue) {
+		_, err := s.read(ctx, "list keys of "+string(kind), s.folder(kind)+prefix, 0, func(kv *mvccpb.KeyValue) {
 			key := strings.TrimPrefix(string(kv.Key), s.folder(kind))
 			if store.CheckKey(kind, key) == nil {
 				keys = append(keys, store.KeyRevision{Key: key, Revision: store.Revision(kv.ModRevision)})

@@ -62,13 +62,8 @@ func (s *Store) Follow(ctx context.Context, from int64, first, last string, f Fo
 
 // Watch implements store.Store. The kinds are watched by one etcd watch over the span of their keys.
 func (s *Store) Watch(ctx context.Context, from store.Revision, kinds ...model.Kind) (<-chan store.Event, error) {
-	if len(kinds) == 0 {
-		return nil, &model.FieldError{Noun: "store", Field: "kinds", Want: "at least one kind to watch"}
-	}
-	for _, k := range kinds {
-		if err := store.CheckKey(k, "any"); err != nil {
-			return nil, err
-		}
+	if err := store.CheckKinds(kinds); err != nil {
+		return nil, err
 	}
 	kinds = slices.Clone(kinds)
 	out := make(chan store.Event, 64)

@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -117,21 +118,31 @@ func (s *Store) Get(ctx context.Context, kind model.Kind, key string) (store.Ite
 }
 
 // List implements store.Store.
-func (s *Store) List(ctx context.Context, kind model.Kind) ([]store.Item, store.Revision, error) {
-	if err := store.CheckKey(kind, "any"); err != nil {
+func (s *Store) List(ctx context.Context, kinds ...model.Kind) ([]store.Item, store.Revision, error) {
+	if err := store.CheckKinds(kinds); err != nil {
 		return nil, 0, err
 	}
-	if besides(kind) {
-		return s.inner.List(ctx, kind)
+	if !slices.ContainsFunc(kinds, func(k model.Kind) bool { return !besides(k) }) {
+		return s.inner.List(ctx, kinds...)
 	}
 	st, rev, err := s.load(ctx, 0)
 	if err != nil {
 		return nil, 0, err
 	}
 	var items []store.Item
-	for _, k := range st.ids(kind) {
-		if it, ok := st.item(k); ok {
-			items = append(items, it)
+	for _, kind := range kinds {
+		if besides(kind) {
+			others, _, err := s.inner.ListAt(ctx, store.Revision(rev), kind)
+			if err != nil {
+				return nil, 0, err
+			}
+			items = append(items, others...)
+			continue
+		}
+		for _, k := range st.ids(kind) {
+			if it, ok := st.item(k); ok {
+				items = append(items, it)
+			}
 		}
 	}
 	return items, store.Revision(rev), nil

@@ -30,13 +30,8 @@ type watch struct {
 
 // Watch implements store.Store. Events of one revision come deletions first.
 func (s *Store) Watch(ctx context.Context, from store.Revision, kinds ...model.Kind) (<-chan store.Event, error) {
-	if len(kinds) == 0 {
-		return nil, &model.FieldError{Noun: "store", Field: "kinds", Want: "at least one kind to watch"}
-	}
-	for _, k := range kinds {
-		if err := store.CheckKey(k, "any"); err != nil {
-			return nil, err
-		}
+	if err := store.CheckKinds(kinds); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	out := make(chan store.Event, 64)

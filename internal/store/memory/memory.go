@@ -85,8 +85,8 @@ func (s *Store) Get(ctx context.Context, kind model.Kind, key string) (store.Ite
 }
 
 // List implements store.Store.
-func (s *Store) List(ctx context.Context, kind model.Kind) ([]store.Item, store.Revision, error) {
-	if err := store.CheckKey(kind, "any"); err != nil {
+func (s *Store) List(ctx context.Context, kinds ...model.Kind) ([]store.Item, store.Revision, error) {
+	if err := store.CheckKinds(kinds); err != nil {
 		return nil, 0, err
 	}
 	s.mu.Lock()
@@ -96,16 +96,19 @@ func (s *Store) List(ctx context.Context, kind model.Kind) ([]store.Item, store.
 	}
 	var items []store.Item
 	for k, v := range s.objects {
-		if k.kind != kind {
+		if !slices.Contains(kinds, k.kind) {
 			continue
 		}
-		o, err := store.Decode(kind, k.key, v.data)
+		o, err := store.Decode(k.kind, k.key, v.data)
 		if err != nil {
 			return nil, 0, err
 		}
 		items = append(items, store.Item{Object: o, Revision: v.revision})
 	}
-	slices.SortFunc(items, func(a, b store.Item) int { return cmp.Compare(a.Object.Key(), b.Object.Key()) })
+	slices.SortFunc(items, func(a, b store.Item) int {
+		x, y := a.Object, b.Object
+		return cmp.Or(cmp.Compare(slices.Index(kinds, x.Kind()), slices.Index(kinds, y.Kind())), cmp.Compare(x.Key(), y.Key()))
+	})
 	return items, s.revision, nil
 }
 
@@ -201,10 +204,8 @@ func (s *Store) Compact(rev store.Revision) {
 
 // Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, from store.Revision, kinds ...model.Kind) (<-chan store.Event, error) {
-	for _, k := range kinds {
-		if err := store.CheckKey(k, "any"); err != nil {
-			return nil, err
-		}
+	if err := store.CheckKinds(kinds); err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/heddle-net/heddle/internal/model"
@@ -91,5 +92,48 @@ func keysOfPrefix(ctx context.Context, t *testing.T, s store.Store) {
 	}
 	if _, err := s.Keys(ctx, model.KindNode, "../"); err == nil {
 		t.Error("a prefix that leaves its kind was not refused")
+	}
+}
+
+// listAtOneRevision has an endpoint and then a resource carry the same number while somebody lists them.
+func listAtOneRevision(ctx context.Context, t *testing.T, s store.Store) {
+	ctx, cancel := context.WithCancel(ctx)
+	written := make(chan error, 1)
+	go func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			e, r := Endpoint(1, "node-1"), Resource(1)
+			e.Labels["number"], r.Body = strconv.Itoa(i), []byte(strconv.Itoa(i))
+			for _, o := range []model.Object{e, r} {
+				if _, err := s.Put(ctx, o, store.AnyRevision); err != nil && ctx.Err() == nil {
+					written <- err
+					return
+				}
+			}
+		}
+		written <- nil
+	}()
+	for numbers := []int{-1, -1}; numbers[1] < 300; {
+		items, _, err := s.List(ctx, model.KindEndpoint, model.KindPool, model.KindNode, model.KindBlock, model.KindHeartbeat, model.KindResource)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, it := range items {
+			switch o := it.Object.(type) {
+			case *model.Endpoint:
+				numbers[0], err = strconv.Atoi(o.Labels["number"])
+			case *model.Resource:
+				numbers[1], err = strconv.Atoi(string(o.Body))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if ahead := numbers[0] - numbers[1]; ahead < 0 || ahead > 1 {
+			t.Fatalf("the endpoint is of change %d, the resource of change %d: one list is of two states", numbers[0], numbers[1])
+		}
+	}
+	cancel()
+	if err := <-written; err != nil {
+		t.Error(err)
 	}
 }

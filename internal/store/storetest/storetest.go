@@ -43,6 +43,7 @@ var nodePromises = []promise{
 	{"EndpointsAndResourcesAreFiled", policyFiled},
 	{"EndpointsAndResourcesAreWatchedInOneOrder", watchPolicy},
 	{"KeysAreThoseOfAPrefix", keysOfPrefix},
+	{"ListOfSeveralKindsIsOfOneRevision", listAtOneRevision},
 }
 
 var otherPromises = []promise{
