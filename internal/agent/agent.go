@@ -76,28 +76,30 @@ type Agent struct {
 
 // state is what the loops tell each other, guarded by Agent.mu. Values are replaced, never changed.
 type state struct {
-	synced      bool // the view has been in step with the store once in this life
-	self        *model.Node
-	published   *model.Node    // what the store has of this node
-	writing     *model.Node    // a write of it that is under way, or whose end is not known
-	written     store.Revision // of published
-	announced   []model.Path   // sent on by the pass under way, beside what self says
-	input       *plan.Input
-	plan        *plan.Plan
-	blocks      []model.Block // own
-	lost        map[string]time.Duration
-	withdrawn   map[string]bool
-	listed      model.Cluster // as it was when heartbeats were last read
-	pass        Pass
-	turned      time.Time // when the loop last ended a pass, also one that could do nothing
-	ready       error
-	storeErr    error
-	storeSince  time.Time
-	passIssues  []model.Problem
-	storeIssues []model.Problem
-	unpublished []model.Problem
-	netConf     []model.Problem
-	certificate []model.Problem
+	synced    bool // the view has been in step with the store once in this life
+	self      *model.Node
+	published *model.Node    // what the store has of this node
+	writing   *model.Node    // a write of it that is under way, or whose end is not known
+	written   store.Revision // of published
+	announced []model.Path   // sent on by the pass under way, beside what self says
+	input     *plan.Input
+	plan      *plan.Plan
+	blocks    []model.Block // own
+	lost      map[string]time.Duration
+	withdrawn map[string]bool
+	listed    model.Cluster // as it was when heartbeats were last read
+	pass      Pass
+	turned    time.Time // when the loop last ended a pass, also one that could do nothing
+	ready     error
+	// toldReady: a store.Readier was told what saidReady says.
+	toldReady, saidReady bool
+	storeErr             error
+	storeSince           time.Time
+	passIssues           []model.Problem
+	storeIssues          []model.Problem
+	unpublished          []model.Problem
+	netConf              []model.Problem
+	certificate          []model.Problem
 	// certificateEnd is when the certificate that the store is shown ends.
 	certificateEnd time.Time
 	// remembered are the cluster and the plan that the ledger has.
@@ -147,6 +149,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a.policy, err = enforce.New(enforce.Options{
 		Node: o.Config.Node, Log: o.Log, Store: o.Store, Filter: o.Filter, Flows: o.Flows, Packets: o.Packets,
+		Named:  o.Config.Store.Type == config.StoreKubernetes,
 		Memory: filepath.Join(o.Config.StateDir, "policy.json.gz"), Changed: func() { poke(a.kick) },
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/heddle-net/heddle/internal/cni"
+	"github.com/heddle-net/heddle/internal/enforce"
 	"github.com/heddle-net/heddle/internal/ipam"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
@@ -74,6 +75,9 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 	if err != nil {
 		_, _, rerr := a.ledger.Release(ctx, w.Key(), time.Now())
 		poke(a.endpoints)
+		if errors.Is(err, enforce.ErrUnknown) || errors.Is(err, enforce.ErrUnnamed) {
+			err = cni.Errorf(cni.CodeTryAgainLater, "%v", err)
+		}
 		return cni.Attached{}, errors.Join(err, rerr)
 	}
 	a.Log.Debug("workload attached", "workload", w.String(), "addresses", w.Addresses)

@@ -37,7 +37,7 @@ func (a *Agent) publishLoop(ctx context.Context) error {
 			p.looked = false
 		}
 		err := p.turn(ctx)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, store.ErrUnsupported) { // this store has its workloads from elsewhere
 			return nil
 		}
 		a.publishResult(err)

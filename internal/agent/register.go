@@ -38,6 +38,7 @@ func (a *Agent) registerLoop(ctx context.Context) error {
 	for {
 		if s := a.snapshot(); s.synced && s.self != nil {
 			a.reconcileSelf(ctx, s)
+			a.tellReady(ctx, s)
 		}
 		// The first beat follows the registration, which looks whether the name is in use by another.
 		if due && a.snapshot().published != nil {
@@ -66,8 +67,25 @@ func (a *Agent) registerLoop(ctx context.Context) error {
 func (a *Agent) heartbeat(ctx context.Context) error {
 	h := &model.Heartbeat{Node: a.Config.Node, Renewed: time.Now().UTC(), TTL: time.Duration(a.Config.LeaseTTL)}
 	_, err := a.Store.Put(ctx, h, store.AnyRevision)
+	if errors.Is(err, store.ErrUnsupported) {
+		err = nil // this store knows by itself which nodes are gone
+	}
 	a.storeSeen(err)
 	return err
+}
+
+// tellReady tells a store that keeps it whether pods can be added here, when that has changed or was not told.
+func (a *Agent) tellReady(ctx context.Context, s state) {
+	r, ok := a.Store.(store.Readier)
+	if !ok || s.published == nil || s.toldReady && (s.ready == nil) == s.saidReady {
+		return
+	}
+	err := r.NetworkReady(ctx, a.Config.Node, s.ready)
+	a.storeSeen(err)
+	if err != nil {
+		a.Log.Warn("cannot tell whether pods can be added here; trying again", "error", err)
+	}
+	a.update(func(now *state) { now.toldReady, now.saidReady = err == nil, s.ready == nil })
 }
 
 // storeSeen keeps the state of the connection for `heddle status`.
@@ -89,6 +107,9 @@ func (a *Agent) storeSeen(err error) {
 func (a *Agent) listHeartbeats(ctx context.Context) error {
 	listed, _ := a.view.Snapshot()
 	items, _, err := a.Store.List(ctx, model.KindHeartbeat)
+	if errors.Is(err, store.ErrUnsupported) {
+		return nil
+	}
 	a.storeSeen(err)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/store"
 )
 
 // selfNode is this node as it is now: configured or observed addresses, and what it last published of
@@ -71,6 +72,13 @@ func (a *Agent) address(ctx context.Context, f model.Family, host model.Host, c 
 	}
 	if len(a.Config.Address) > 0 {
 		return netip.Addr{}, nil // the other family was chosen on purpose
+	}
+	if s, ok := a.Store.(store.Placed); ok {
+		for _, addr := range s.NodeAddresses(a.Config.Node) {
+			if model.FamilyOf(addr) == f && host.Uplink(addr) != nil {
+				return addr, nil
+			}
+		}
 	}
 	var all []netip.Addr
 	for _, u := range host.Uplinks {

@@ -32,11 +32,11 @@ const defaultConfigFile = "/etc/heddle/heddle.yaml"
 
 // agentFlags are the flags of `heddle agent`; each overrides its field of heddle.yaml.
 type agentFlags struct {
-	file, node, storeType, prefix, ca, cert, key, netConf, attachment, bridge string
-	stateDir, runDir, cniConfDir, cniNetwork, subnetFile, metrics, logLevel   string
-	address, public, endpoints                                                []string
-	masq                                                                      bool
-	leaseTTL, leaseGrace, cooldown                                            time.Duration
+	file, node, storeType, prefix, ca, cert, key, netConf, attachment, bridge, kubeconfig string
+	stateDir, runDir, cniConfDir, cniNetwork, subnetFile, metrics, logLevel               string
+	address, public, endpoints                                                            []string
+	masq                                                                                  bool
+	leaseTTL, leaseGrace, cooldown                                                        time.Duration
 }
 
 func agentCmd() *cobra.Command {
@@ -64,12 +64,13 @@ func agentCmd() *cobra.Command {
 	s.StringVar(&f.node, "node", "", "name of this node (default: the host's name)")
 	s.StringSliceVar(&f.address, "address", nil, "this node's address that peers use, at most one of each family (default: the one that routes to the peers)")
 	s.StringSliceVar(&f.public, "public-address", nil, "address by which nodes in other segments reach this one, behind a NAT")
-	s.StringVar(&f.storeType, "store", string(d.Store.Type), "store: etcd, or flannel for an etcd in Flannel's layout")
+	s.StringVar(&f.storeType, "store", string(d.Store.Type), "store: etcd, flannel for an etcd in Flannel's layout, or kubernetes")
 	s.StringSliceVar(&f.endpoints, "endpoints", d.Store.Endpoints, "URLs of the store")
 	s.StringVar(&f.prefix, "prefix", "", "prefix of the store's keys (default: the layout's own)")
 	s.StringVar(&f.ca, "ca", "", "certificate authority of the store")
 	s.StringVar(&f.cert, "cert", "", "certificate for the store")
 	s.StringVar(&f.key, "key", "", "key of that certificate")
+	s.StringVar(&f.kubeconfig, "kubeconfig", "", "how to reach the API server, with --store kubernetes (default: as pods do)")
 	s.StringVar(&f.netConf, "net-conf", "", "net-conf.json in Flannel's words; read again when it changes")
 	s.StringVar(&f.attachment, "attachment", string(d.Attachment), "how pods hang on the node: bridge or routed")
 	s.StringVar(&f.bridge, "bridge", d.Bridge, "name of the bridge")
@@ -101,7 +102,7 @@ func (f *agentFlags) config(cmd *cobra.Command) (config.Config, error) {
 		return c, fmt.Errorf("--config: %w", err)
 	}
 	for name, field := range map[string]*string{
-		"node": &c.Node, "prefix": &c.Store.Prefix, "ca": &c.Store.CA, "cert": &c.Store.Cert, "key": &c.Store.Key,
+		"node": &c.Node, "prefix": &c.Store.Prefix, "ca": &c.Store.CA, "cert": &c.Store.Cert, "key": &c.Store.Key, "kubeconfig": &c.Store.Kubeconfig,
 		"net-conf": &c.NetConf, "bridge": &c.Bridge, "state-dir": &c.StateDir, "run-dir": &c.RunDir,
 		"cni-conf-dir": &c.CNIConfDir, "cni-network": &c.CNINetwork, "subnet-file": &c.SubnetFile, "metrics": &c.Metrics,
 		"store": (*string)(&c.Store.Type), "attachment": (*string)(&c.Attachment),

@@ -10,7 +10,7 @@ import (
 
 // podArgs are what CNI_ARGS tells of a Kubernetes pod.
 type podArgs struct {
-	namespace, name string
+	namespace, name, uid string
 }
 
 // A pod's names and ids as they may come from outside. Kubernetes' own rules are narrower (RFC 1123);
@@ -50,6 +50,8 @@ func parseArgs(s string) (podArgs, *Error) {
 				p.namespace = value
 			case "K8S_POD_NAME":
 				p.name = value
+			case "K8S_POD_UID":
+				p.uid = value
 			}
 		default:
 			unknown = append(unknown, key)

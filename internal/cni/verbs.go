@@ -108,6 +108,7 @@ func add(ctx context.Context, pods Pods, c *conf, r wire.Request, netns *os.File
 		IfName:      r.IfName,
 		Namespace:   p.namespace,
 		Name:        p.name,
+		UID:         p.uid,
 		Network:     c.Name,
 		Labels:      c.Labels,
 		Netns:       r.Netns,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,8 @@ type StoreType string
 const (
 	StoreEtcd    StoreType = "etcd"    // any etcd v3, also the one that `heddle store` runs
 	StoreFlannel StoreType = "flannel" // an etcd with Flannel's layout, shared with flanneld
+	// StoreKubernetes is the API server: nodes, pods and policies are its own objects.
+	StoreKubernetes StoreType = "kubernetes"
 )
 
 // Config is what heddle.yaml and the agent's flags say.
@@ -70,6 +73,8 @@ type Store struct {
 	CA        string    `json:"ca,omitempty"`
 	Cert      string    `json:"cert,omitempty"`
 	Key       string    `json:"key,omitempty"`
+	// Kubeconfig says how to reach the API server; empty: as pods do, by their service account.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
 }
 
 // Duration is a time.Duration that is written as 90s or 24h.
@@ -132,7 +137,9 @@ func (c *Config) Validate() error {
 	errs = append(errs, onePerFamily(noun, "address", c.Address), onePerFamily(noun, "publicAddress", c.PublicAddress))
 	add(c.Attachment == model.AttachBridge || c.Attachment == model.AttachRouted, "attachment", string(c.Attachment), "bridge or routed")
 	add(model.ValidIfName(c.Bridge), "bridge", c.Bridge, "an interface name of 1..15 bytes")
-	add(c.Store.Type == StoreEtcd || c.Store.Type == StoreFlannel, "store.type", string(c.Store.Type), "etcd or flannel")
+	add(slices.Contains([]StoreType{StoreEtcd, StoreFlannel, StoreKubernetes}, c.Store.Type), "store.type", string(c.Store.Type), "etcd, flannel or kubernetes")
+	add(c.Store.Kubeconfig == "" || c.Store.Type == StoreKubernetes, "store.kubeconfig", c.Store.Kubeconfig, "nothing with store type "+string(c.Store.Type))
+	add(c.NetConf != "" || c.Store.Type != StoreKubernetes, "netConf", "", "a net-conf.json with store type kubernetes: its Network is the cluster's range of pod addresses")
 	add(len(c.Store.Endpoints) > 0, "store.endpoints", "", "at least one URL, such as https://192.168.0.4:2379")
 	for _, e := range c.Store.Endpoints {
 		add(strings.HasPrefix(e, "http://") || strings.HasPrefix(e, "https://") || strings.HasPrefix(e, "unix://"), "store.endpoints", e, "a URL that begins with https://, http:// or unix://")

@@ -36,6 +36,8 @@ type Options struct {
 	Packets kernel.Packets
 	// Memory is the file in which policies and workloads are kept for a start without the store.
 	Memory string
+	// Named: the store tells of every pod by its name, and none is admitted before that.
+	Named bool
 	// Changed is called when policies come to be or cease to be there at all: the node's plan depends on that.
 	Changed func()
 }
@@ -69,7 +71,10 @@ type Enforcer struct {
 	policies        int
 	names           map[netip.Addr]named
 	workloads       int
-	netns           map[netip.Addr]string // of local workloads: paths
+	pods            map[string]*model.Endpoint // what the store says of pods of this node, by key
+	held            map[string]int             // workloads of this node by the key of their pod
+	told            chan struct{}              // closed and replaced when the store tells of a pod of this node
+	netns           map[netip.Addr]string      // of local workloads: paths
 	// gone are addresses of former workloads, whose flows are still to be ended: who gets an address next must
 	// not get what was let through to the one before.
 	gone   map[netip.Addr]bool
@@ -97,7 +102,7 @@ func New(o Options) (*Enforcer, error) {
 		Options: o, kick: make(chan struct{}, 1), cut: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 		compiler:  policy.NewCompiler(policy.Options{Node: o.Node}),
 		resources: map[string]*model.Resource{}, names: map[netip.Addr]named{}, netns: map[netip.Addr]string{},
-		gone:   map[netip.Addr]bool{},
+		gone: map[netip.Addr]bool{}, pods: map[string]*model.Endpoint{}, held: map[string]int{}, told: make(chan struct{}),
 		broken: map[string]model.Problem{},
 	}
 	if e.Changed == nil {
@@ -273,6 +278,9 @@ func (e *Enforcer) openNetns(a netip.Addr) *os.File {
 // Admit puts a workload's entries into the kernel, before it has an interface. When it returns nil, what
 // the policies say of the workload is in force.
 func (e *Enforcer) Admit(ctx context.Context, w model.Workload, mac string) error {
+	if err := e.awaitPod(ctx, &w); err != nil {
+		return err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.known || !e.placed {
@@ -310,6 +318,10 @@ func (e *Enforcer) Dismiss(w model.Workload, mac string) {
 }
 
 func (e *Enforcer) hold(w model.Workload, mac string) {
+	if key := e.podKey(&w); key != "" {
+		e.held[key]++
+		e.putForeign(key)
+	}
 	e.put("e/"+e.Node+":"+w.HostLink, &policy.Endpoint{
 		Key: e.Node + ":" + w.HostLink, Node: e.Node, Namespace: w.Namespace, Name: w.Name, Labels: w.Labels, Addresses: w.Addresses,
 	})
@@ -322,6 +334,11 @@ func (e *Enforcer) hold(w model.Workload, mac string) {
 
 func (e *Enforcer) release(w model.Workload, mac string) {
 	e.drop("e/" + e.Node + ":" + w.HostLink)
+	if key := e.podKey(&w); e.held[key] > 1 {
+		e.held[key]--
+	} else {
+		delete(e.held, key) // its pod may have that address in the store for a moment longer: it is nobody's
+	}
 	for _, a := range w.Addresses {
 		e.compiler.DeleteSource(policy.Source{Link: w.HostLink, MAC: mac, Addr: a})
 		if e.netns[a] == w.Netns { // else another workload has the address by now

@@ -60,7 +60,7 @@ func (e *Enforcer) recall() error {
 			return nil
 		}
 		if l.Endpoint != nil && l.Endpoint.Validate() == nil {
-			e.put("e/"+l.Endpoint.Key(), endpoint(l.Endpoint))
+			e.putEndpoint(l.Endpoint)
 		}
 		if l.Resource != nil && l.Resource.Validate() == nil {
 			e.putResource(l.Resource)
@@ -104,7 +104,7 @@ func (e *Enforcer) write() error {
 			keys = append(keys, key)
 		}
 	}
-	resources := slices.Collect(maps.Values(e.resources))
+	resources, pods := slices.Collect(maps.Values(e.resources)), slices.Collect(maps.Values(e.pods))
 	e.mu.Unlock()
 	if !synced {
 		return nil // what is in the file is all that is known
@@ -122,6 +122,9 @@ func (e *Enforcer) write() error {
 		for _, ep := range e.endpoints(some) {
 			err = errors.Join(err, enc.Encode(line{Endpoint: ep}))
 		}
+	}
+	for _, o := range pods {
+		err = errors.Join(err, enc.Encode(line{Endpoint: o}))
 	}
 	for _, r := range resources {
 		err = errors.Join(err, enc.Encode(line{Resource: r}))
@@ -141,8 +144,12 @@ func (e *Enforcer) endpoints(keys []string) []*model.Endpoint {
 	for _, key := range keys {
 		if ep, ok := e.compiler.Object(key).(*policy.Endpoint); ok {
 			_, link, _ := strings.Cut(ep.Key, ":")
+			if byName(ep.Key) {
+				link = ""
+			}
 			out = append(out, &model.Endpoint{
-				Node: ep.Node, Link: link, Namespace: ep.Namespace, Name: ep.Name, Labels: ep.Labels, Addresses: ep.Addresses,
+				Node: ep.Node, Link: link, Namespace: ep.Namespace, Name: ep.Name, Labels: ep.Labels,
+				ServiceAccount: ep.ServiceAccount, Ports: ep.Ports, Addresses: ep.Addresses,
 			})
 		}
 	}

@@ -25,9 +25,7 @@ func (e *Enforcer) Take(b store.Batch) {
 	for i, it := range b.Items {
 		switch o := it.Object.(type) {
 		case *model.Endpoint:
-			if o.Node != e.Node { // of its own workloads the node knows first
-				e.put("e/"+o.Key(), endpoint(o))
-			}
+			e.putEndpoint(o)
 		case *model.Resource:
 			_, broken := e.broken[o.Key()]
 			if was := e.resources[o.Key()]; broken || was == nil || was.APIVersion != o.APIVersion || !bytes.Equal(was.Body, o.Body) {
@@ -39,8 +37,11 @@ func (e *Enforcer) Take(b store.Batch) {
 	for _, d := range b.Deleted {
 		switch d.Kind {
 		case model.KindEndpoint:
-			if !strings.HasPrefix(d.Key, e.Node+":") {
+			switch {
+			case !strings.HasPrefix(d.Key, e.Node+":"):
 				e.drop("e/" + d.Key)
+			case byName(d.Key):
+				e.dropPod(d.Key)
 			}
 		case model.KindResource:
 			e.dropResource(d.Key)
@@ -58,20 +59,21 @@ func (e *Enforcer) Take(b store.Batch) {
 func (e *Enforcer) forget(items []store.Item) {
 	there := make(map[string]bool, len(items))
 	for _, it := range items {
-		prefix := "r/"
-		if it.Object.Kind() == model.KindEndpoint {
-			prefix = "e/"
-		}
-		there[prefix+it.Object.Key()] = true
+		there[prefixOf(it.Object.Kind())+it.Object.Key()] = true
 	}
 	var gone []string
 	for key := range e.compiler.Keys() {
-		if !there[key] && !strings.HasPrefix(key, "e/"+e.Node+":") {
+		if !there[key] && strings.HasPrefix(key, "e/") && (byName(key) || !strings.HasPrefix(key, "e/"+e.Node+":")) {
 			gone = append(gone, key)
 		}
 	}
 	for _, key := range gone {
 		e.drop(key)
+	}
+	for key := range maps.Clone(e.pods) {
+		if !there["e/"+key] {
+			e.dropPod(key)
+		}
 	}
 	for key := range maps.Clone(e.resources) {
 		if !there["r/"+key] {
@@ -80,8 +82,18 @@ func (e *Enforcer) forget(items []store.Item) {
 	}
 }
 
+func prefixOf(k model.Kind) string {
+	if k == model.KindEndpoint {
+		return "e/"
+	}
+	return "r/"
+}
+
 func endpoint(o *model.Endpoint) *policy.Endpoint {
-	return &policy.Endpoint{Key: o.Key(), Node: o.Node, Namespace: o.Namespace, Name: o.Name, Labels: o.Labels, Addresses: o.Addresses}
+	return &policy.Endpoint{
+		Key: o.Key(), Node: o.Node, Namespace: o.Namespace, Name: o.Name, Labels: o.Labels,
+		ServiceAccount: o.ServiceAccount, Ports: o.Ports, Addresses: o.Addresses,
+	}
 }
 
 // putResource translates what somebody wrote. What cannot be understood is a problem, and what the

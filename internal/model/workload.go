@@ -33,6 +33,7 @@ type Workload struct {
 	IfName      string `json:"ifName"`
 	Namespace   string `json:"namespace,omitempty"` // K8S_POD_NAMESPACE, or empty
 	Name        string `json:"name,omitempty"`      // K8S_POD_NAME, or empty
+	UID         string `json:"uid,omitempty"`       // K8S_POD_UID, or empty
 	Network     string `json:"network,omitempty"`   // the CNI network's name
 	// Labels are those of the CNI configuration's args.cni.labels (CNI conventions).
 	Labels     map[string]string `json:"labels,omitempty"`

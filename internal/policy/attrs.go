@@ -84,7 +84,7 @@ func newAttrs(text string) *attrs {
 	a.account = str()
 	for rest != "" {
 		name := str()
-		a.ports = append(a.ports, NamedPort{name, rest[0], uint16(rest[1])<<8 | uint16(rest[2])})
+		a.ports = append(a.ports, NamedPort{Name: name, Protocol: rest[0], Port: uint16(rest[1])<<8 | uint16(rest[2])})
 		rest = rest[3:]
 	}
 	return a

@@ -34,7 +34,7 @@ func bigEndpoint(i int, label string) (string, *Endpoint) {
 	return key, &Endpoint{
 		Key: key, Node: node, Namespace: bigSpace((i * 7919) % bigNamespaces), Name: fmt.Sprintf("app-%d-%08x", i%10, i),
 		Labels: map[string]string{"app": fmt.Sprintf("app-%d", i%10), "pod-template-hash": fmt.Sprintf("%x", i%20), "tier": label},
-		Ports:  []NamedPort{{"http", 6, uint16(8000 + i%3)}},
+		Ports:  []NamedPort{{Name: "http", Protocol: 6, Port: uint16(8000 + i%3)}},
 		Addresses: []netip.Addr{
 			netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
 			netip.AddrFrom16([16]byte{0xfd, 0, 12: 0, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}),

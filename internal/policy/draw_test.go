@@ -118,7 +118,7 @@ func drawLabels(t *rapid.T) map[string]string {
 func drawNamed(t *rapid.T) []NamedPort {
 	var out []NamedPort
 	for range rapid.IntRange(0, 3).Draw(t, "named") {
-		out = append(out, NamedPort{one(t, "name", []string{"http", "dns"}), one(t, "protocol", []uint8{6, 17, 47}), one(t, "port", somePorts)})
+		out = append(out, NamedPort{Name: one(t, "name", []string{"http", "dns"}), Protocol: one(t, "protocol", []uint8{6, 17, 47}), Port: one(t, "port", somePorts)})
 	}
 	return out
 }

@@ -151,7 +151,7 @@ func (p Policy) of() *Policy { return &p }
 
 func TestHostEndpoints(t *testing.T) {
 	host := func(name, link string, expected ...netip.Addr) *HostEndpoint {
-		return &HostEndpoint{Ref: Ref{"HostEndpoint", "", name}, Node: "a", Interface: link, Expected: expected, Labels: map[string]string{"host": name}, Ports: []NamedPort{{"ssh", 6, 2222}}}
+		return &HostEndpoint{Ref: Ref{"HostEndpoint", "", name}, Node: "a", Interface: link, Expected: expected, Labels: map[string]string{"host": name}, Ports: []NamedPort{{Name: "ssh", Protocol: 6, Port: 2222}}}
 	}
 	ssh := with(rule(Allow), func(r *Rule) { r.Protocol, r.Dest.Ports = 6, []Port{{Name: "ssh"}} })
 	policy := func(name string, mode HostMode, rules ...Rule) *Policy {

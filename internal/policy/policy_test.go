@@ -48,10 +48,10 @@ func world() map[string]Object {
 	return map[string]Object{
 		"ns/dev":  &Namespace{"dev", labels("team", "blue")},
 		"ns/prod": &Namespace{"prod", labels("team", "red")},
-		"web":     &Endpoint{Key: "a:web", Node: "a", Namespace: "dev", Name: "web", Labels: labels("app", "web"), Ports: []NamedPort{{"http", 6, 8080}, {"dns", 17, 53}}, Addresses: []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}},
+		"web":     &Endpoint{Key: "a:web", Node: "a", Namespace: "dev", Name: "web", Labels: labels("app", "web"), Ports: []NamedPort{{Name: "http", Protocol: 6, Port: 8080}, {Name: "dns", Protocol: 17, Port: 53}}, Addresses: []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}},
 		"db":      &Endpoint{Key: "a:db", Node: "a", Namespace: "prod", Name: "db", Labels: labels("app", "db"), ServiceAccount: "dba", Addresses: []netip.Addr{addr("10.0.0.2"), addr("fd00::2")}},
-		"far":     &Endpoint{Key: "b:far", Node: "b", Namespace: "dev", Name: "far", Labels: labels("app", "client"), Ports: []NamedPort{{"http", 6, 80}}, Addresses: []netip.Addr{addr("10.0.1.1"), addr("fd00:1::1")}},
-		"alien":   &Endpoint{Key: "b:alien", Node: "b", Namespace: "prod", Name: "alien", Labels: labels("app", "client"), Ports: []NamedPort{{"http", 6, 81}}, Addresses: []netip.Addr{addr("10.0.1.2"), addr("fd00:1::2")}},
+		"far":     &Endpoint{Key: "b:far", Node: "b", Namespace: "dev", Name: "far", Labels: labels("app", "client"), Ports: []NamedPort{{Name: "http", Protocol: 6, Port: 80}}, Addresses: []netip.Addr{addr("10.0.1.1"), addr("fd00:1::1")}},
+		"alien":   &Endpoint{Key: "b:alien", Node: "b", Namespace: "prod", Name: "alien", Labels: labels("app", "client"), Ports: []NamedPort{{Name: "http", Protocol: 6, Port: 81}}, Addresses: []netip.Addr{addr("10.0.1.2"), addr("fd00:1::2")}},
 		"sa":      &ServiceAccount{"prod", "dba", labels("role", "admin")},
 		"set":     &NetworkSet{Ref: Ref{Kind: "GlobalNetworkSet", Name: "office"}, Labels: labels("net", "office"), Nets: nets("192.0.2.0/24", "198.51.100.7/32")},
 	}

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"net/netip"
+
+	"github.com/heddle-net/heddle/internal/model"
 )
 
 // Labels that every workload and network set carries besides its own, as in Calico's model: selectors of
@@ -39,11 +41,7 @@ type Pod struct {
 }
 
 // NamedPort is a port of a workload that has a name.
-type NamedPort struct {
-	Name     string `json:"name"`
-	Protocol uint8  `json:"protocol"` // IP protocol number
-	Port     uint16 `json:"port"`
-}
+type NamedPort = model.NamedPort
 
 // NetworkSet is a labelled list of networks.
 type NetworkSet struct {

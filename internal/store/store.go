@@ -7,6 +7,7 @@ package store
 import (
 	"context"
 	"errors"
+	"net/netip"
 
 	"github.com/heddle-net/heddle/internal/model"
 )
@@ -62,6 +63,18 @@ type Event struct {
 type KeyRevision struct {
 	Key      string
 	Revision Revision
+}
+
+// Placed is a store that knows by itself which addresses a node has, as Kubernetes does.
+type Placed interface {
+	// NodeAddresses are those by which others reach the node; nil when the store knows none.
+	NodeAddresses(node string) []netip.Addr
+}
+
+// Readier is a store that keeps, beside the node's own entry, whether pods can be added there.
+type Readier interface {
+	// NetworkReady tells that pods can be added on the node, or why not.
+	NetworkReady(ctx context.Context, node string, why error) error
 }
 
 // Store files objects. Implementations are safe for concurrent use. Every object is validated before
