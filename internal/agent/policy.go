@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -49,7 +50,7 @@ func interfaces(host model.Host) map[string][]netip.Addr {
 // maxQuestion bounds what is read of a question, in bytes.
 const maxQuestion = 16 << 20
 
-// servePolicy adds the policy side's answers: /flows, /why, /counters, /check.
+// servePolicy adds the policy side's answers: /flows, /why, /counters, /log-allowed, /check.
 func (a *Agent) servePolicy(mux *http.ServeMux) {
 	mux.HandleFunc("GET /flows", func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
@@ -81,18 +82,20 @@ func (a *Agent) servePolicy(mux *http.ServeMux) {
 		}
 		reply(w, counts)
 	})
-	mux.HandleFunc("POST /counters", func(w http.ResponseWriter, r *http.Request) {
-		var on bool
-		err := json.NewDecoder(io.LimitReader(r.Body, maxQuestion)).Decode(&on)
-		if err == nil {
-			err = a.policy.SetCounting(r.Context(), on)
-		}
-		if err != nil {
-			http.Error(w, err.Error(), statusOf(err))
-			return
-		}
-		reply(w, on)
-	})
+	for path, set := range map[string]func(context.Context, bool) error{"POST /counters": a.policy.SetCounting, "POST /log-allowed": a.policy.SetLogging} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			var on bool
+			err := json.NewDecoder(io.LimitReader(r.Body, maxQuestion)).Decode(&on)
+			if err == nil {
+				err = set(r.Context(), on)
+			}
+			if err != nil {
+				http.Error(w, err.Error(), statusOf(err))
+				return
+			}
+			reply(w, on)
+		})
+	}
 	mux.HandleFunc("POST /check", func(w http.ResponseWriter, r *http.Request) {
 		var change enforce.ResourceChange
 		if err := json.NewDecoder(io.LimitReader(r.Body, maxQuestion)).Decode(&change); err != nil {

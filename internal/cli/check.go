@@ -16,7 +16,7 @@ import (
 
 func policyCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Look at what policies do"}
-	cmd.AddCommand(policyCheckCmd(), policyCountersCmd())
+	cmd.AddCommand(policyCheckCmd(), policyCountersCmd(), policyLogAllowedCmd())
 	return cmd
 }
 

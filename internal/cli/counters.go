@@ -13,6 +13,30 @@ import (
 	"github.com/heddle-net/heddle/internal/why"
 )
 
+func policyLogAllowedCmd() *cobra.Command {
+	var (
+		runDir  string
+		on, off bool
+	)
+	cmd := &cobra.Command{
+		Use:   "log-allowed",
+		Short: "Have `heddle flows` show what policies on this node allow too, until switched off or the agent restarts",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if on == off {
+				return &model.FieldError{Noun: cmd.CommandPath(), Field: "--on, --off", Value: fmt.Sprint(on), Want: "one of them"}
+			}
+			var done bool
+			return tell(cmd.Context(), runDir, "/log-allowed", on, &done)
+		},
+	}
+	s := cmd.Flags()
+	s.BoolVar(&on, "on", false, "log the first packet of each allowed flow")
+	s.BoolVar(&off, "off", false, "log only what is denied, or what a rule says to log")
+	s.StringVar(&runDir, "run-dir", config.Default().RunDir, "where the agent's sockets are")
+	return cmd
+}
+
 func policyCountersCmd() *cobra.Command {
 	var (
 		runDir, output string

@@ -25,6 +25,11 @@ func (e *Enforcer) SetCounting(ctx context.Context, on bool) error {
 	return e.Filter.SetCounting(ctx, on)
 }
 
+// SetLogging has the flow log hold what policies allow too, or no more.
+func (e *Enforcer) SetLogging(ctx context.Context, on bool) error {
+	return e.Filter.SetLogging(ctx, on)
+}
+
 // Counters are the counts of the rules that have decided something, the most packets first.
 func (e *Enforcer) Counters(ctx context.Context) ([]RuleCount, error) {
 	if !e.Filter.Counting() {

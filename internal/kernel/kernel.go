@@ -67,6 +67,9 @@ type Filter interface {
 	// SetCounting makes all entries that decide count, from nothing, or stop counting.
 	SetCounting(ctx context.Context, on bool) error
 
+	// SetLogging makes allowed packets of policed ends be logged as well, or not any more.
+	SetLogging(ctx context.Context, on bool) error
+
 	// Counting tells whether entries count.
 	Counting() bool
 

@@ -127,3 +127,31 @@ func l4Key(s *setSpec, i ident) policy.L4Key {
 	}
 	return k
 }
+
+// SetLogging makes allowed packets of policed ends be logged as well, or not any more.
+func (d *Driver) SetLogging(ctx context.Context, on bool) error {
+	d.lock()
+	defer d.unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if d.logged == on {
+		return nil
+	}
+	before, after := contents{}, contents{}
+	fixed(before, d.stated)
+	d.logged = on
+	if !d.known {
+		return nil // the next Apply sees to it
+	}
+	fixed(after, d.stated)
+	set := named("logged")
+	m := newBatch(0)
+	m.elements(inetTable, set, unix.NFT_MSG_DELSETELEM, before[set], false)
+	m.elements(inetTable, set, unix.NFT_MSG_NEWSETELEM, after[set], false)
+	if err := d.commit(m); err != nil {
+		d.known = false
+		return fmt.Errorf("log what is allowed: %w", err)
+	}
+	return nil
+}

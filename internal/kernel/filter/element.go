@@ -274,7 +274,7 @@ var failSafe = map[string]map[uint8][]uint16{
 // fixed are the elements that are always there. Those of the maps through which the chains fall when
 // nothing is found carry a key that no packet has: when somebody flushes such a map it is missed, and
 // everything is denied until the map is repaired.
-func fixed(out contents, inside []string) {
+func fixed(out contents, o stated) {
 	for name, protos := range failSafe {
 		for proto, ports := range protos {
 			for _, p := range ports {
@@ -290,8 +290,13 @@ func fixed(out contents, inside []string) {
 			out.put(sets["listener"], keyOf([]byte{n}), 0)
 		}
 	}
-	for _, name := range inside {
+	for _, name := range o.inside {
 		out.put(named("inside"), keyOf(linkKey(name)), 0)
+	}
+	if o.logged {
+		for _, family := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+			out.put(named("logged"), keyOf([]byte{family}), 0)
+		}
 	}
 	none := native(0)
 	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
@@ -312,8 +317,14 @@ func fixed(out contents, inside []string) {
 	out.put(rangeSet, keyOf(be16(0), be16(0), []byte{0}, none, be16(0), all, []byte{0xff}, none), 0)
 }
 
+// stated is what elements follow from beside the table.
+type stated struct {
+	inside []string // as in Options
+	logged bool     // what is allowed is logged too
+}
+
 // elementsOf are all elements for a table.
-func elementsOf(t *policy.Table, l locals, inside []string) (contents, []error) {
+func elementsOf(t *policy.Table, l locals, o stated) (contents, []error) {
 	out := contents{}
 	var errs []error
 	note := func(err error) {
@@ -321,7 +332,7 @@ func elementsOf(t *policy.Table, l locals, inside []string) (contents, []error) 
 			errs = append(errs, err)
 		}
 	}
-	fixed(out, inside)
+	fixed(out, o)
 	for a, id := range t.Identities {
 		note(checkNumber("identity", uint32(id)))
 		identity(out, a, id)

@@ -46,9 +46,8 @@ type Options struct {
 
 // Driver is a kernel.Filter. Its methods may be called by several goroutines.
 type Driver struct {
-	ns     int
-	inside []string
-	log    *slog.Logger
+	ns  int
+	log *slog.Logger
 
 	watchers sync.Map // *conn of each Watch to its changed
 	mu       sync.Mutex
@@ -59,6 +58,7 @@ type Driver struct {
 	// destroys: the kernel takes out elements that are not there without complaint (Linux 6.3).
 	destroys, probed bool
 	counted          bool // L4 and row maps count
+	stated
 	// known says that the kernel holds what the last calls said; local is what of it others follow from.
 	known bool
 	local locals
@@ -81,7 +81,7 @@ func New(o Options) (*Driver, error) {
 		o.Log = slog.Default()
 	}
 	d := &Driver{
-		ns: o.NS, inside: o.Inside, log: o.Log.With("driver", "filter"), flags: tableOwner | tablePersist, destroys: true,
+		ns: o.NS, stated: stated{inside: o.Inside}, log: o.Log.With("driver", "filter"), flags: tableOwner | tablePersist, destroys: true,
 		remains: map[*remains]struct{}{},
 	}
 	d.cleaned = sync.NewCond(&d.mu)
@@ -124,7 +124,7 @@ func (d *Driver) Apply(ctx context.Context, t *policy.Table) (changed int, probl
 		return 0, []model.Problem{problemOf(err)}
 	}
 	d.known, d.local = false, localsOf(t)
-	want, errs := elementsOf(t, d.local, d.inside)
+	want, errs := elementsOf(t, d.local, d.stated)
 	for _, err := range errs {
 		problems = append(problems, problemOf(err))
 	}

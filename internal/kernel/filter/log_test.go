@@ -47,6 +47,45 @@ func (w world) listening(t *testing.T) (heard func(what string, ok func(kernel.P
 	}
 }
 
+func TestAllowedPacketsAreLoggedOnRequest(t *testing.T) {
+	w := newWorld(t, false)
+	d := w.node.driver(true)
+	heard := w.listening(t)
+	table := closed()
+	for _, a := range []string{a4, a6} {
+		table.Locals[out(a)] = 2
+	}
+	table.L4[policy.L4Key{Row: 1, Protocol: 17, Src: policy.AllPorts, Dst: ports(80, 89)}] = allow
+	apply(t, d, table)
+	through := func(what string) {
+		t.Helper()
+		w.forget()
+		if !probed(t, true, w.a, w.b, b4, what) || !probed(t, true, w.a, w.b, b6, what) {
+			t.Fatal("what is allowed does not get through")
+		}
+	}
+	said := func(dst string) func(kernel.Packet) bool {
+		return func(p kernel.Packet) bool { return !p.Denied && p.Dst == netip.MustParseAddrPort(dst) }
+	}
+	must(t, d.SetLogging(t.Context(), true))
+	through("udp 80")
+	heard("IPv4, allowed", said(b4+":80"))
+	through("udp 81")
+	heard("IPv6, allowed", said("["+b6+"]:81"))
+	if n := apply(t, d, table); n != 0 {
+		t.Errorf("a pass changed %d objects while logging is on", n)
+	}
+	must(t, d.SetLogging(t.Context(), false))
+	through("udp 82")
+	reached(t, w.a, w.b, b4, "udp 60") // denied, and logged in any case, after the others
+	heard("the denied one", func(p kernel.Packet) bool {
+		if !p.Denied && p.Dst.Port() == 82 {
+			t.Errorf("logged though it was switched off: %+v", p)
+		}
+		return p.Denied
+	})
+}
+
 func TestDeniedPacketsAreLoggedWithTheirHook(t *testing.T) {
 	w := newWorld(t, false)
 	d := w.node.driver(true)

@@ -17,7 +17,7 @@ import (
 // held. inside is as in Options.
 func Text(t *policy.Table, inside ...string) string {
 	l := localsOf(t)
-	all, _ := elementsOf(t, l, inside) // what cannot be is not in it
+	all, _ := elementsOf(t, l, stated{inside: inside}) // what cannot be is not in it
 	var b strings.Builder
 	for _, spec := range skeleton {
 		fmt.Fprintf(&b, "table %s\ndelete table %s\n", tableText(spec), tableText(spec))
