@@ -32,6 +32,15 @@ func tell(ctx context.Context, runDir, path string, what, into any) error {
 }
 
 func request(ctx context.Context, runDir, method, path string, body io.Reader, into any) error {
+	answer, err := answerOf(ctx, runDir, method, path, body)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(answer, into)
+}
+
+// answerOf is the agent's answer as it came.
+func answerOf(ctx context.Context, runDir, method, path string, body io.Reader) ([]byte, error) {
 	socket := filepath.Join(runDir, "agent.sock")
 	client := &http.Client{
 		Timeout: 30 * time.Second,
@@ -41,24 +50,24 @@ func request(ctx context.Context, runDir, method, path string, body io.Reader, i
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	res, err := client.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no agent runs on this node (%s): start it with `heddle agent`, or `systemctl start heddle-agent`", socket)
+		return nil, fmt.Errorf("no agent runs on this node (%s): start it with `heddle agent`, or `systemctl start heddle-agent`", socket)
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s: permission denied: want root", socket)
+		return nil, fmt.Errorf("%s: permission denied: want root", socket)
 	case err != nil:
-		return err
+		return nil, err
 	}
 	defer func() { _ = res.Body.Close() }()
 	answer, err := io.ReadAll(res.Body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("agent: %s", strings.TrimSpace(string(answer)))
+		return nil, fmt.Errorf("agent: %s", strings.TrimSpace(string(answer)))
 	}
-	return json.Unmarshal(answer, into)
+	return answer, nil
 }

@@ -55,8 +55,11 @@ func rootCmd() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(agentCmd(), storeCmd(), certCmd(), statusCmd(), planCmd(), networkCmd(), nodeCmd(), whyCmd(), flowsCmd(), policyCmd(), labCmd(), versionCmd())
+	agent := agentCmd()
+	agent.PreRunE = func(*cobra.Command, []string) error { return openNetSysctls() }
+	root.AddCommand(agent, storeCmd(), certCmd(), statusCmd(), planCmd(), networkCmd(), nodeCmd(), whyCmd(), flowsCmd(), policyCmd(), labCmd(), versionCmd())
 	root.AddCommand(applyCmd(), getCmd(), deleteCmd(), labelCmd())
+	root.AddCommand(healthCmd(), installCNICmd())
 	return root
 }
 
