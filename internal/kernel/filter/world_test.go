@@ -238,8 +238,11 @@ func echoed(t testing.TB, from space, to string) bool {
 		if err = unix.Sendto(fd, []byte{kind, 0, 0, 0, 0, 0, 0, 1, 'p', 'i', 'n', 'g'}, 0, sa); err != nil {
 			return nil
 		}
-		_, _, err = unix.Recvfrom(fd, make([]byte, 100), 0)
-		return nil
+		for { // signals of the runtime interrupt it
+			if _, _, err = unix.Recvfrom(fd, make([]byte, 100), 0); !errors.Is(err, unix.EINTR) {
+				return nil
+			}
+		}
 	}))
 	if errors.Is(err, unix.EAGAIN) {
 		return false
