@@ -92,7 +92,7 @@ func installPlugin(from, dir string) (changed bool, err error) {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	defer os.Remove(tmp)                                                       // gone already when all went well
+	defer os.Remove(tmp)                                                      // gone already when all went well
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, pluginMode) //nolint:gosec // runtimes of other users run it
 	if err != nil {
 		return false, err
