@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test test-short build setup lint fmt bench bench-cni bench-datapath bench-policy \
-	chaos scale window probe fuzz cross install uninstall clean
+	chaos scale window probe fuzz cross install uninstall clean kube-setup kube-up kube-down kube kube-conformance
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,21 @@ probe: setup build ## probe 20,000 pairs under random policies in real labs (PRO
 
 fuzz: setup-build ## fuzz every parser of outside bytes for a while (FUZZTIME=10s each)
 	@build/test fuzz
+
+kube-setup: setup-build ## build Kubernetes, containerd and upstream's suites for the lab, once (13 minutes on two cores)
+	@build/kube suites
+
+kube-up: build ## bring up a real Kubernetes of two nodes with Heddle in namespaces (ARGS, see test/kube/README.md)
+	@build/kube up $(ARGS)
+
+kube-down: ## take the Kubernetes lab down
+	@build/kube down $(ARGS)
+
+kube: build ## test Heddle on real Kubernetes labs
+	@build/kube test $(ARGS)
+
+kube-conformance: build ## run upstream's suites on such a lab (SUITE=netpol|conformance|dualstack|cnp; default: all)
+	@build/kube conformance $(ARGS)
 
 cross: setup-build ## build for linux/amd64 and linux/arm64 into bin/
 	@for arch in amd64 arm64; do GOOS=linux GOARCH=$$arch build/bin bin/linux-$$arch || exit; done

@@ -36,7 +36,7 @@ func command() *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&name, "name", lab.Default().Name, "the lab's `name`")
-	root.AddCommand(up(&name),
+	root.AddCommand(up(&name), suites(&name),
 		&cobra.Command{Use: "down", Short: "Take the lab down", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
 			l, err := lab.Load(name)
 			if err != nil {
