@@ -26,6 +26,7 @@ import (
 	"github.com/heddle-net/heddle/internal/store"
 	"github.com/heddle-net/heddle/internal/store/etcd"
 	"github.com/heddle-net/heddle/internal/store/flannelkv"
+	"github.com/heddle-net/heddle/internal/store/kube"
 )
 
 const defaultConfigFile = "/etc/heddle/heddle.yaml"
@@ -176,7 +177,7 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 	// little and keeps the resident size near what is in use.
 	debug.SetGCPercent(25)
 
-	s, err := openStore(ctx, c.Store, log)
+	s, err := openStore(ctx, c, log)
 	if err != nil {
 		return err
 	}
@@ -218,15 +219,37 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 }
 
 // openStore connects to what the configuration names; it does not wait for it.
-func openStore(ctx context.Context, c config.Store, log *slog.Logger) (store.Store, error) {
-	o := etcd.Options{Endpoints: c.Endpoints, TLS: cert.Files{CA: c.CA, Cert: c.Cert, Key: c.Key}, Prefix: c.Prefix, Logger: log}
-	switch c.Type {
+func openStore(ctx context.Context, c config.Config, log *slog.Logger) (store.Store, error) {
+	o := etcd.Options{
+		Endpoints: c.Store.Endpoints, TLS: cert.Files{CA: c.Store.CA, Cert: c.Store.Cert, Key: c.Store.Key},
+		Prefix: c.Store.Prefix, Logger: log,
+	}
+	switch c.Store.Type {
 	case config.StoreFlannel:
 		return flannelkv.New(ctx, o)
 	case config.StoreEtcd:
 		return etcd.New(ctx, o)
+	case config.StoreKubernetes:
+		return kube.New(ctx, kube.Options{Kubeconfig: c.Store.Kubeconfig, Node: c.Node, Pools: poolsOf(c), Version: Version, Log: log})
 	}
-	return nil, &model.FieldError{Noun: "store", Field: "type", Value: string(c.Type), Want: "etcd or flannel"}
+	return nil, &model.FieldError{Noun: "store", Field: "type", Value: string(c.Store.Type), Want: "etcd, flannel or kubernetes"}
+}
+
+// poolsOf are the pools of the configured net-conf.json. Kubernetes has no place for them: there, each process
+// begins with those of the file. Whatever is wrong with it is said by the agent, which reads it again.
+func poolsOf(c config.Config) []model.Pool {
+	text, err := os.ReadFile(c.NetConf)
+	if err != nil {
+		return nil
+	}
+	pools, err := flannel.ParseNetConf(text)
+	if err != nil {
+		return nil
+	}
+	for i := range pools {
+		pools[i].Masquerade = c.Masquerade != nil && *c.Masquerade
+	}
+	return pools
 }
 
 func newLogger(level string) (*slog.Logger, error) {

@@ -27,12 +27,13 @@ func storeFlags(cmd *cobra.Command) func(context.Context) (store.Store, error) {
 	var f agentFlags
 	s := cmd.PersistentFlags()
 	s.StringVar(&f.file, "config", defaultConfigFile, "configuration file with the store's address")
-	s.StringVar(&f.storeType, "store", "", "store: etcd or flannel")
+	s.StringVar(&f.storeType, "store", "", "store: etcd, flannel or kubernetes")
 	s.StringSliceVar(&f.endpoints, "endpoints", nil, "URLs of the store")
 	s.StringVar(&f.prefix, "prefix", "", "prefix of the store's keys")
 	s.StringVar(&f.ca, "ca", "", "certificate authority of the store")
 	s.StringVar(&f.cert, "cert", "", "certificate for the store")
 	s.StringVar(&f.key, "key", "", "key of that certificate")
+	s.StringVar(&f.kubeconfig, "kubeconfig", "", "how to reach the API server, with --store kubernetes")
 	return func(ctx context.Context) (store.Store, error) {
 		c := config.Default()
 		text, err := os.ReadFile(f.file)
@@ -47,7 +48,7 @@ func storeFlags(cmd *cobra.Command) func(context.Context) (store.Store, error) {
 		if len(f.endpoints) > 0 {
 			st = config.Store{Type: st.Type, Endpoints: f.endpoints} // the certificates in the file are for its own
 		}
-		for to, flag := range map[*string]string{&st.Prefix: f.prefix, &st.CA: f.ca, &st.Cert: f.cert, &st.Key: f.key} {
+		for to, flag := range map[*string]string{&st.Prefix: f.prefix, &st.CA: f.ca, &st.Cert: f.cert, &st.Key: f.key, &st.Kubeconfig: f.kubeconfig} {
 			if flag != "" {
 				*to = flag
 			}
@@ -59,7 +60,8 @@ func storeFlags(cmd *cobra.Command) func(context.Context) (store.Store, error) {
 		if err != nil {
 			return nil, err
 		}
-		return openStore(ctx, st, log)
+		c.Store = st
+		return openStore(ctx, c, log)
 	}
 }
 
