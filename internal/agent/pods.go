@@ -44,7 +44,7 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 	if err != nil {
 		return cni.Attached{}, err
 	}
-	w, existed, err := a.ledger.Reserve(ctx, w, prefixes(blocks), time.Now())
+	w, existed, err := a.reserve(ctx, w, prefixes(blocks))
 	var full *ipam.BlockFullError
 	if errors.As(err, &full) && full.Cooling > 0 {
 		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", err)
@@ -59,7 +59,7 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 	pod := plan.PodOf(*s.input, w, w.MTU)
 	if existed {
 		if a.Pods.Verify(ctx, netns, pod) == nil {
-			return attached(w, pod), nil
+			return attached(w, pod), a.openPorts(ctx, w)
 		}
 		if err := a.Pods.Detach(ctx, w.HostLink); err != nil {
 			return cni.Attached{}, err
@@ -72,8 +72,15 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 			a.policy.Dismiss(w, pod.MAC)
 		}
 	}
+	if err == nil {
+		if err = a.openPorts(ctx, w); err != nil {
+			err = errors.Join(err, a.Pods.Detach(ctx, w.HostLink))
+			a.policy.Dismiss(w, pod.MAC)
+		}
+	}
 	if err != nil {
 		_, _, rerr := a.ledger.Release(ctx, w.Key(), time.Now())
+		a.closePorts(ctx, w)
 		poke(a.endpoints)
 		if errors.Is(err, enforce.ErrUnknown) || errors.Is(err, enforce.ErrUnnamed) {
 			err = cni.Errorf(cni.CodeTryAgainLater, "%v", err)
@@ -97,6 +104,7 @@ func (p *pods) Del(ctx context.Context, containerID, ifName string) error {
 	w, had, err := a.ledger.Release(ctx, key, time.Now())
 	poke(a.endpoints)
 	if had && err == nil {
+		a.closePorts(ctx, w)
 		a.policy.Dismiss(w, a.macOf(w))
 		a.Log.Debug("workload detached", "workload", w.String())
 	}
@@ -104,22 +112,28 @@ func (p *pods) Del(ctx context.Context, containerID, ifName string) error {
 }
 
 // Check implements cni.Pods.
-func (p *pods) Check(ctx context.Context, containerID, ifName string, netns *os.File, prev []netip.Addr) error {
+func (p *pods) Check(ctx context.Context, want model.Workload, netns *os.File) error {
 	a := (*Agent)(p)
-	key := (&model.Workload{ContainerID: containerID, IfName: ifName}).Key()
+	key := want.Key()
 	defer a.keys.lock(key)()
 	w, ok := a.ledger.Get(key)
 	if !ok {
 		return cni.Errorf(cni.CodeUnknownContainer, "%s has no reservation on this node", key)
 	}
-	for _, addr := range prev {
+	for _, addr := range want.Addresses {
 		if !slices.Contains(w.Addresses, addr) {
 			return cni.Errorf(cni.CodeDiffers, "prevResult has address %s, the reservation of %s is %v", addr, key, w.Addresses)
 		}
 	}
+	if err := sameCapabilities(w, want); err != nil {
+		return err
+	}
 	s := a.snapshot()
 	if s.input == nil {
 		return cni.Errorf(cni.CodeTryAgainLater, "%v", errStarting)
+	}
+	if err := a.checkPorts(ctx, w); err != nil {
+		return err
 	}
 	return a.Pods.Verify(ctx, netns, plan.PodOf(*s.input, w, w.MTU))
 }

@@ -27,8 +27,9 @@ type Pods interface {
 	Add(ctx context.Context, w model.Workload, netns *os.File) (Attached, error)
 	// Del detaches; an unknown workload is success.
 	Del(ctx context.Context, containerID, ifName string) error
-	// Check compares reservation, kernel and the addresses that ADD once answered.
-	Check(ctx context.Context, containerID, ifName string, netns *os.File, prev []netip.Addr) error
+	// Check compares reservation, kernel and what the runtime believes. want has the names, the host ports and the
+	// bandwidth, as for Add, and the addresses that Add once answered.
+	Check(ctx context.Context, want model.Workload, netns *os.File) error
 	// GC detaches every workload of the network whose key is not in keep.
 	GC(ctx context.Context, network string, keep map[string]bool) error
 }

@@ -24,8 +24,10 @@ type conf struct {
 	CNIVersion string
 	Name       string
 	DNS        types.DNS
-	// Labels of the workload; set by refuse.
-	Labels map[string]string
+	// What the runtime says of the workload; set by refuse.
+	Labels    map[string]string
+	HostPorts []model.HostPort
+	Bandwidth *model.Bandwidth
 
 	raw map[string]json.RawMessage
 }
@@ -125,14 +127,12 @@ func (c *conf) refuse() *Error {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(capabilities)) {
-		if capabilities[name] {
+		if capabilities[name] && name != capabilityPorts && name != capabilityBandwidth {
 			return c.unsupported("capabilities."+name, []byte("true"), "it to be absent: heddle has no such capability")
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(runtimeConfig)) {
-		if !empty(runtimeConfig[name]) {
-			return c.unsupported("runtimeConfig."+name, runtimeConfig[name], "it to be absent: heddle has no such capability")
-		}
+	if err := c.parseRuntimeConfig(runtimeConfig, slices.Sorted(maps.Keys(runtimeConfig))); err != nil {
+		return err
 	}
 	if ips, ok := args.CNI["ips"]; ok && !empty(ips) {
 		return c.unsupported("args.cni.ips", ips, "it to be absent: addresses cannot be asked for")

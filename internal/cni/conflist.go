@@ -33,15 +33,18 @@ func Conflist(name, socket string) ([]byte, error) {
 		return nil, &model.FieldError{Noun: "conflist", Field: "socket", Value: socket, Want: "an absolute path"}
 	}
 	type plugin struct {
-		Type   string `json:"type"`
-		Socket string `json:"socket"`
+		Type         string          `json:"type"`
+		Socket       string          `json:"socket"`
+		Capabilities map[string]bool `json:"capabilities"`
 	}
 	out, err := json.MarshalIndent(struct {
 		CNIVersion  string   `json:"cniVersion"`
 		CNIVersions []string `json:"cniVersions"`
 		Name        string   `json:"name"`
 		Plugins     []plugin `json:"plugins"`
-	}{conflistVersion, wire.Versions(), name, []plugin{{PluginType, socket}}}, "", "  ")
+	}{conflistVersion, wire.Versions(), name, []plugin{{
+		PluginType, socket, map[string]bool{capabilityPorts: true, capabilityBandwidth: true},
+	}}}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("conflist: %w", err)
 	}

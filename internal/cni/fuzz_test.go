@@ -4,8 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net/netip"
 	"os"
+	"slices"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -32,7 +32,7 @@ func (p strictPods) Del(_ context.Context, containerID, ifName string) error {
 	return errors.New("fails")
 }
 
-func (p strictPods) Check(context.Context, string, string, *os.File, []netip.Addr) error {
+func (p strictPods) Check(context.Context, model.Workload, *os.File) error {
 	p.t.Error("CHECK came through without a namespace")
 	return nil
 }
@@ -67,6 +67,8 @@ func FuzzConf(f *testing.F) {
 		`{"cniVersion":"1.1.0","name":"n","dns":{"nameservers":["a"]},"capabilities":{"x":true},"runtimeConfig":{"a":[1]}}`,
 		`{"cniVersion":"0.4.0","name":"n","prevResult":{"cniVersion":"0.4.0","interfaces":[{"name":"eth0","sandbox":"x"}],"ips":[{"version":"4","interface":0,"address":"10.1.1.2/24"}]}}`,
 		`{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":null}`,
+		`{"cniVersion":"1.1.0","name":"n","capabilities":{"portMappings":true},"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp","hostIP":"::"}]}}`,
+		`{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"bandwidth":{"ingressRate":10000000,"ingressBurst":4294967295,"egressRate":1000}}}`,
 		`{"cniVersion":"1.1.0","name":"n","args":{"cni":{"labels":[{"key":"app","value":"web"},{"key":"example.org/tier","value":""}]}}}`,
 	} {
 		f.Add([]byte(conf))
@@ -86,9 +88,30 @@ func FuzzConf(f *testing.F) {
 						t.Errorf("label %q=%q was taken", k, v)
 					}
 				}
+				checkCapabilities(t, c)
 			}
 		}
 	})
+}
+
+// checkCapabilities wants what a kernel can be told.
+func checkCapabilities(t *testing.T, c *conf) {
+	t.Helper()
+	for i, p := range c.HostPorts {
+		if p.HostPort == 0 || p.ContainerPort == 0 || !slices.Contains(model.HostPortProtocols, p.Protocol) || p.HostIP.Zone() != "" || p.HostIP.Is4In6() {
+			t.Errorf("host port %+v was taken", p)
+		}
+		if i > 0 && (c.HostPorts[i-1].Compare(p) >= 0 || c.HostPorts[i-1].Collides(p)) {
+			t.Errorf("host ports %v", c.HostPorts)
+		}
+	}
+	if b := c.Bandwidth; b != nil {
+		for _, d := range [][2]uint64{{b.IngressRate, b.IngressBurst}, {b.EgressRate, b.EgressBurst}} {
+			if d[0] == 0 && d[1] != 0 || d[0] != 0 && (d[0] < minRate || d[0] > maxRate) || d[1]/8 > 1<<32-1 {
+				t.Errorf("bandwidth %+v was taken", *b)
+			}
+		}
+	}
 }
 
 func FuzzArgs(f *testing.F) {

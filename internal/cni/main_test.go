@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"sync"
@@ -118,13 +119,16 @@ func (p *pods) Del(ctx context.Context, containerID, ifName string) error {
 	return err
 }
 
-func (p *pods) Check(_ context.Context, containerID, ifName string, _ *os.File, prev []netip.Addr) error {
-	w, ok := p.ledger.Get(containerID + "/" + ifName)
+func (p *pods) Check(_ context.Context, want model.Workload, _ *os.File) error {
+	w, ok := p.ledger.Get(want.Key())
 	if !ok {
-		return cni.Errorf(cni.CodeUnknownContainer, "container %s: not on record", containerID)
+		return cni.Errorf(cni.CodeUnknownContainer, "container %s: not on record", want.ContainerID)
 	}
-	if !slices.Equal(w.Addresses, prev) {
-		return fmt.Errorf("workload %s: %w", &w, cni.Errorf(cni.CodeDiffers, "addresses %v: want %v", prev, w.Addresses))
+	if !slices.Equal(w.Addresses, want.Addresses) {
+		return fmt.Errorf("workload %s: %w", &w, cni.Errorf(cni.CodeDiffers, "addresses %v: want %v", want.Addresses, w.Addresses))
+	}
+	if !slices.Equal(w.HostPorts, want.HostPorts) || !reflect.DeepEqual(w.Bandwidth, want.Bandwidth) {
+		return cni.Errorf(cni.CodeDiffers, "workload %s: other ports or another bandwidth", &w)
 	}
 	return nil
 }

@@ -111,6 +111,8 @@ func add(ctx context.Context, pods Pods, c *conf, r wire.Request, netns *os.File
 		UID:         p.uid,
 		Network:     c.Name,
 		Labels:      c.Labels,
+		HostPorts:   c.HostPorts,
+		Bandwidth:   c.Bandwidth,
 		Netns:       r.Netns,
 	}
 	a, err := pods.Add(ctx, w, netns)
@@ -131,7 +133,8 @@ func check(ctx context.Context, pods Pods, c *conf, r wire.Request, netns *os.Fi
 	if bad != nil {
 		return bad
 	}
-	if err := pods.Check(ctx, r.ContainerID, r.IfName, netns, prev); err != nil {
+	want := model.Workload{ContainerID: r.ContainerID, IfName: r.IfName, Addresses: prev, HostPorts: c.HostPorts, Bandwidth: c.Bandwidth}
+	if err := pods.Check(ctx, want, netns); err != nil {
 		return asError(err)
 	}
 	return nil

@@ -36,14 +36,17 @@ type Workload struct {
 	UID         string `json:"uid,omitempty"`       // K8S_POD_UID, or empty
 	Network     string `json:"network,omitempty"`   // the CNI network's name
 	// Labels are those of the CNI configuration's args.cni.labels (CNI conventions).
-	Labels     map[string]string `json:"labels,omitempty"`
-	Attachment Attachment        `json:"attachment"`
-	Addresses  []netip.Addr      `json:"addresses"`
-	HostLink   string            `json:"hostLink"` // the veth's end on the node
-	MAC        string            `json:"mac"`      // of the workload's own end
-	MTU        int               `json:"mtu"`      // bytes
-	Netns      string            `json:"netns,omitempty"`
-	Created    time.Time         `json:"created"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// HostPorts are ports of the node that lead to it, sorted, each once; Bandwidth is nil without a limit.
+	HostPorts  []HostPort   `json:"hostPorts,omitempty"`
+	Bandwidth  *Bandwidth   `json:"bandwidth,omitempty"`
+	Attachment Attachment   `json:"attachment"`
+	Addresses  []netip.Addr `json:"addresses"`
+	HostLink   string       `json:"hostLink"` // the veth's end on the node
+	MAC        string       `json:"mac"`      // of the workload's own end
+	MTU        int          `json:"mtu"`      // bytes
+	Netns      string       `json:"netns,omitempty"`
+	Created    time.Time    `json:"created"`
 }
 
 // CNI's own rule for names from outside (spec 1.1.0, "Parameters"); an interface name is what the

@@ -220,6 +220,12 @@ func (b *builder) filter() {
 			b.plan.Filter.Tunnels = append(b.plan.Filter.Tunnels, uint16(p.VXLAN.Port))
 		}
 	}
+	for _, l := range b.plan.Links {
+		if l.Kind == LinkBridge {
+			b.plan.Filter.Bridges = append(b.plan.Filter.Bridges, l.Name)
+		}
+	}
+	b.plan.Filter.HostPorts = b.blocks.hostPorts(b.in.Workloads)
 }
 
 // finish sorts every list by its key and drops what is there twice.

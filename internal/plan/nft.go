@@ -17,16 +17,25 @@ import (
 //     pods the port is as good as any. In chains for NAT this costs only the first packet of a flow;
 //   - postrouting masquerades pods that talk to the outside (never to multicast), and outsiders that this
 //     node forwards to a pod of another node, so that the replies come back through it. The meaning is
-//     that of Flannel's rules for --ip-masq, of which a pool without Masquerade has none.
+//     that of Flannel's rules for --ip-masq, of which a pool without Masquerade has none;
+//   - hostports4, hostports6, hostports_at4, hostports_at6: Filter.HostPorts, for all addresses of the node and
+//     for single ones, which go first; hide4, hide6: who is masqueraded on that way. Only what is for an address of
+//     the node's own is looked up: what merely passes through keeps its way (CVE-2025-67499). The chains come after
+//     those of kube-proxy, at priority dstnat, so that a Service's address stays the Service's;
+//   - bridges: Filter.Bridges. A host port of 127.0.0.1 makes the kernel take packets with loopback addresses from
+//     workloads' links; localnet takes only answers to what the node itself began. The veths of the routed style are
+//     told by their link group.
 //
 //go:embed skeleton.nft
 var Skeleton string
 
-// Set is one set of the table with its elements, sorted: prefixes, or ports.
+// Set is one set or map of the table with its elements, sorted: prefixes, ports, links or host ports.
 type Set struct {
-	Name     string
-	Elements []netip.Prefix
-	Ports    []uint16
+	Name      string
+	Elements  []netip.Prefix
+	Ports     []uint16
+	Links     []string
+	HostPorts []HostPort
 }
 
 // words are the elements in nft's words.
@@ -37,6 +46,12 @@ func (s Set) words() []string {
 	}
 	for _, p := range s.Ports {
 		out = append(out, strconv.Itoa(int(p)))
+	}
+	for _, l := range s.Links {
+		out = append(out, strconv.Quote(l))
+	}
+	for _, p := range s.HostPorts {
+		out = append(out, p.words(s.Name)...)
 	}
 	return out
 }
@@ -58,7 +73,8 @@ func (f Filter) Sets() []Set {
 		}
 		out = append(out, v4, v6)
 	}
-	return append(out, Set{Name: "tunnels", Ports: f.Tunnels})
+	out = append(out, Set{Name: "tunnels", Ports: f.Tunnels}, Set{Name: "bridges", Links: f.Bridges})
+	return append(out, f.hostPortSets()...)
 }
 
 // NFT is the filter as text for `nft -f -`, which loads it as one transaction in place of whatever the

@@ -130,6 +130,11 @@ type Filter struct {
 	Tunnels []uint16 `json:"tunnels,omitempty"`
 	// Local are this node's own blocks: what reaches them from outside Pods keeps its source.
 	Local []netip.Prefix `json:"local"`
+	// Bridges are links by which workloads come in and loopback addresses may go out: what has one on its way in
+	// is dropped.
+	Bridges []string `json:"bridges,omitempty"`
+	// HostPorts are this node's ports that lead to its workloads.
+	HostPorts []HostPort `json:"hostPorts,omitempty"`
 }
 
 // Peer says how one remote block is reached, and why: for people, and for `heddle status`.

@@ -29,8 +29,12 @@ type Pod struct {
 	HostAddresses []netip.Prefix `json:"hostAddresses,omitempty"`
 	// HostRoutes are the node's own routes to the workload (routed style), as in the node plan.
 	HostRoutes []Route `json:"hostRoutes"`
-	// HostSysctls are settings of the host end (routed style: proxy_arp, forwarding …), as in the node plan.
+	// HostSysctls are settings of the host end (routed style: proxy_arp, forwarding …) or its bridge, as in the
+	// node plan.
 	HostSysctls []Sysctl `json:"hostSysctls"`
+	// HostQueue and Queue hold what leaves by the host end and by the inner end to a rate; nil: to none.
+	HostQueue *Queue `json:"hostQueue,omitempty"`
+	Queue     *Queue `json:"queue,omitempty"`
 }
 
 // PodOf makes the plan of one workload. It is pure, like Build, and Build holds the same host part.
@@ -52,11 +56,15 @@ func (b *blocks) pod(w *model.Workload, mtu int) Pod {
 	if p.Host.Name == "" {
 		p.Host.Name = model.HostLinkName(w.ContainerID, w.IfName)
 	}
+	link := p.Host.Name
 	if b.attachment(w) == model.AttachRouted {
 		b.routed(&p, w)
 	} else {
 		b.bridged(&p, w)
+		link = b.bridge
 	}
+	p.HostSysctls = append(p.HostSysctls, b.loopbackOut(w, link)...)
+	p.queues(w.Bandwidth)
 	return p
 }
 

@@ -138,8 +138,14 @@ func ShellPod(p Pod, netns string) string {
 	for _, c := range p.HostSysctls {
 		s.sysctl(c)
 	}
+	if p.HostQueue != nil {
+		s.add("tc", queueWords(p.HostQueue, host.Name)...)
+	}
 	s.add("ip", "link", "set", "dev", host.Name, "up")
 	s.raw(in.ip("link", "set", "dev", "lo", "up"))
+	if p.Queue != nil {
+		s.raw(in.run("tc", queueWords(p.Queue, p.IfName)...))
+	}
 	s.raw(in.ip("link", "set", "dev", p.IfName, "up"))
 	for _, a := range p.Addresses {
 		s.raw(in.ip(append([]string{"address", "add"}, addressWords(a, p.IfName)...)...))
@@ -171,11 +177,14 @@ func inside(netns string) namespace {
 	return namespace{path: netns}
 }
 
-func (n namespace) ip(words ...string) string {
+func (n namespace) ip(words ...string) string { return n.run("ip", words...) }
+
+// run is a command of a tool that takes the namespace's name: ip, tc.
+func (n namespace) run(tool string, words ...string) string {
 	if n.name != "" {
-		return command(append([]string{"ip", "-n", n.name}, words...)...) + "\n"
+		return command(append([]string{tool, "-n", n.name}, words...)...) + "\n"
 	}
-	return command(append([]string{"nsenter", "--net=" + n.path, "ip"}, words...)...) + "\n"
+	return command(append([]string{"nsenter", "--net=" + n.path, tool}, words...)...) + "\n"
 }
 
 func linkPurpose(k LinkKind) string {

@@ -143,7 +143,14 @@ func (b *bare) build(i int, cl model.Cluster, style model.Attachment, pod []neti
 	n := cl.Node(b.hosts[i])
 	in := plan.Input{
 		Self: n.Name, Cluster: cl, Host: model.Host{Uplinks: n.Uplinks}, Attachment: style,
-		Workloads: []model.Workload{{ContainerID: n.Name, IfName: "eth0", Namespace: "it's", Name: "a pod", Addresses: pod}},
+		Workloads: []model.Workload{{
+			ContainerID: n.Name, IfName: "eth0", Namespace: "it's", Name: "a pod", Addresses: pod,
+			HostPorts: []model.HostPort{
+				{Protocol: "tcp", HostPort: 8080, ContainerPort: 80},
+				{Protocol: "udp", HostIP: n.Address4, HostPort: 53, ContainerPort: 5353},
+			},
+			Bandwidth: &model.Bandwidth{IngressRate: 80_000_000, EgressRate: 40_000_000, EgressBurst: 4_000_000},
+		}},
 	}
 	p, err := plan.Build(in)
 	if err != nil || len(p.Problems) > 0 {
@@ -178,6 +185,7 @@ func TestPastedPlanCarriesPackets(t *testing.T) {
 				in, p := b.build(i, cl, c.style, pods[i])
 				b.paste(b.hosts[i], plan.Shell(p)+plan.ShellPod(plan.PodOf(in, in.Workloads[0], p.MTU), b.netns[i]))
 				b.checkTable(b.hosts[i], p.Filter)
+				b.checkQueues(b.hosts[i], in.Workloads[0], b.netns[i])
 			}
 			for _, to := range pods[1] {
 				b.ping(b.netns[0], to)
@@ -256,12 +264,33 @@ func (b *bare) checkTable(host string, f plan.Filter) {
 		}
 	}
 	for _, s := range f.Sets() {
-		out := b.run("ip", "netns", "exec", host, "nft", "list", "set", "inet", plan.Table, s.Name)
+		kind := "set"
+		if strings.HasPrefix(s.Name, "hostports") {
+			kind = "map"
+		}
+		out := b.run("ip", "netns", "exec", host, "nft", "list", kind, "inet", plan.Table, s.Name)
+		for _, p := range s.HostPorts {
+			if to := fmt.Sprintf("%s . %d", p.To.Addr(), p.To.Port()); !strings.Contains(out, to) || !strings.Contains(out, fmt.Sprint(p.Port)) {
+				b.t.Errorf("%s %s lacks %d to %s:\n%s", kind, s.Name, p.Port, to, out)
+			}
+		}
 		for _, e := range s.Elements {
 			if !strings.Contains(out, e.String()) {
 				b.t.Errorf("set %s lacks %s:\n%s", s.Name, e, out)
 			}
 		}
+	}
+}
+
+// checkQueues reads back to what the workload's traffic is held.
+func (b *bare) checkQueues(host string, w model.Workload, netns string) {
+	b.t.Helper()
+	link := model.HostLinkName(w.ContainerID, w.IfName)
+	if out := b.run("tc", "-n", host, "qdisc", "show", "dev", link); !strings.Contains(out, "rate 80Mbit burst 1000000b") {
+		b.t.Errorf("%s has %s", link, out)
+	}
+	if out := b.run("tc", "-n", netns, "qdisc", "show", "dev", w.IfName); !strings.Contains(out, "rate 40Mbit burst 500000b") {
+		b.t.Errorf("%s has %s", w.IfName, out)
 	}
 }
 

@@ -23,6 +23,8 @@ const carrierWait = 5 * time.Second
 // Pods implements kernel.Pods.
 type Pods struct {
 	ns int
+	// bucket is the queue that holds a link to a rate: tokenBucket, or in tests one that the kernel lacks.
+	bucket string
 
 	mu   sync.Mutex
 	idle []*conn // sockets of the node's namespace, kept between calls
@@ -41,7 +43,7 @@ func NewPods(opts Options) (*Pods, error) {
 		closeNS(ns)
 		return nil, err
 	}
-	return &Pods{ns: ns, idle: []*conn{c}}, nil
+	return &Pods{ns: ns, bucket: tokenBucket, idle: []*conn{c}}, nil
 }
 
 // Close gives the sockets and the handle back. All calls must have returned.
@@ -97,7 +99,7 @@ func (p *Pods) Attach(ctx context.Context, netns *os.File, pod plan.Pod) (err er
 	if err := p.setHost(c, host, &pod); err != nil {
 		return err
 	}
-	if err := setInside(netns, host.parent, &pod); err != nil {
+	if err := p.setInside(netns, host.parent, &pod); err != nil {
 		return err
 	}
 	if err := p.setHostRoutes(c, host, &pod); err != nil {
@@ -221,6 +223,11 @@ func (p *Pods) setHost(c *conn, host *link, pod *plan.Pod) error {
 	if err := firstError(c.run(reqs)); err != nil {
 		return fmt.Errorf("set up host end %s: %w", host.name, err)
 	}
+	if pod.HostQueue != nil {
+		if err := c.do(newQueue(host.index, p.bucket, pod.HostQueue)); err != nil {
+			return queueError(host.name, err)
+		}
+	}
 	if len(pod.HostSysctls) == 0 {
 		return nil
 	}
@@ -231,7 +238,7 @@ func (p *Pods) setHost(c *conn, host *link, pod *plan.Pod) error {
 }
 
 // setInside does all that is done in the workload's namespace, with one visit and one batch.
-func setInside(netns *os.File, index int, pod *plan.Pod) error {
+func (p *Pods) setInside(netns *os.File, index int, pod *plan.Pod) error {
 	var c *conn
 	err := Do(int(netns.Fd()), func() (err error) {
 		if err := quietIPv6(pod); err != nil {
@@ -244,6 +251,11 @@ func setInside(netns *os.File, index int, pod *plan.Pod) error {
 		return fmt.Errorf("network namespace of %s: %w", pod.Key, err)
 	}
 	defer c.close()
+	if pod.Queue != nil {
+		if err := c.do(newQueue(index, p.bucket, pod.Queue)); err != nil {
+			return queueError(pod.IfName, err)
+		}
+	}
 	steps, err := insideSteps(index, pod)
 	if err != nil {
 		return err

@@ -90,7 +90,7 @@ func BenchmarkAttachParts(b *testing.B) {
 		var host *link
 		ph.time("1-veth", func() { host, err = makeVeth(c, s.file, &p); must(err) })
 		ph.time("2-host", func() { must(pods.setHost(c, host, &p)) })
-		ph.time("3-inside", func() { must(setInside(s.file, host.parent, &p)) })
+		ph.time("3-inside", func() { must(pods.setInside(s.file, host.parent, &p)) })
 		ph.time("4-carrier", func() { must(awaitCarrier(context.Background(), c, host)) })
 		ph.time("5-remove", func() { must(c.do(delLink(host.index))) })
 		s.file.Close()

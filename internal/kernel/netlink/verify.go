@@ -71,6 +71,9 @@ func (p *Pods) verifyHost(c *conn, l *link, pod *plan.Pod) error {
 	if master != 0 && l.hairpin != w.Hairpin {
 		return fmt.Errorf("hairpin is %t, want %t", l.hairpin, w.Hairpin)
 	}
+	if err := verifyQueue(c, l.index, pod.HostQueue); err != nil {
+		return err
+	}
 	if err := verifyAddresses(c, l.index, pod.HostAddresses); err != nil {
 		return err
 	}
@@ -106,6 +109,9 @@ func verifyInside(c *conn, host *link, pod *plan.Pod) error {
 		return fmt.Errorf("mtu is %d, want %d", l.mtu, pod.MTU)
 	case pod.MAC != "" && l.mac != pod.MAC:
 		return fmt.Errorf("mac is %s, want %s", l.mac, pod.MAC)
+	}
+	if err := verifyQueue(c, l.index, pod.Queue); err != nil {
+		return err
 	}
 	if err := verifyAddresses(c, l.index, pod.Addresses); err != nil {
 		return err

@@ -40,17 +40,21 @@ type chain struct {
 }
 
 type set struct {
-	name    string
-	flags   uint32
-	keyType uint32
-	keyLen  uint32
-	elems   []elem
+	name     string
+	flags    uint32
+	keyType  uint32
+	keyLen   uint32
+	dataType uint32 // of maps
+	dataLen  uint32
+	elems    []elem
 }
 
-// elem is one edge of an interval.
+// elem is one edge of an interval, or one element of a set or map without intervals or with concatenated ones.
 type elem struct {
-	key string // big endian bytes
-	end bool
+	key  string // big endian bytes
+	end  bool
+	last string // of an interval of concatenated keys: its last key
+	data string // of maps
 }
 
 type rule struct {
@@ -223,6 +227,10 @@ func (r *reader) sets(k tableKey) ([]set, error) {
 				s.keyType = ad.Uint32()
 			case unix.NFTA_SET_KEY_LEN:
 				s.keyLen = ad.Uint32()
+			case unix.NFTA_SET_DATA_TYPE:
+				s.dataType = ad.Uint32()
+			case unix.NFTA_SET_DATA_LEN:
+				s.dataLen = ad.Uint32()
 			}
 		})
 		if err != nil {
@@ -243,19 +251,26 @@ func (r *reader) elems(k tableKey, name string) ([]elem, error) {
 		return nil, err
 	}
 	var out []elem
+	value := func(to *string) func(*netlink.AttributeDecoder) error {
+		return func(ad *netlink.AttributeDecoder) error {
+			for ad.Next() {
+				if ad.Type() == unix.NFTA_DATA_VALUE {
+					*to = string(ad.Bytes())
+				}
+			}
+			return nil
+		}
+	}
 	one := func(ad *netlink.AttributeDecoder) error {
 		var e elem
 		for ad.Next() {
 			switch ad.Type() {
 			case unix.NFTA_SET_ELEM_KEY:
-				ad.Nested(func(ad *netlink.AttributeDecoder) error {
-					for ad.Next() {
-						if ad.Type() == unix.NFTA_DATA_VALUE {
-							e.key = string(ad.Bytes())
-						}
-					}
-					return nil
-				})
+				ad.Nested(value(&e.key))
+			case nftables.NFTA_SET_ELEM_KEY_END:
+				ad.Nested(value(&e.last))
+			case unix.NFTA_SET_ELEM_DATA:
+				ad.Nested(value(&e.data))
 			case unix.NFTA_SET_ELEM_FLAGS:
 				e.end = ad.Uint32()&unix.NFT_SET_ELEM_INTERVAL_END != 0
 			}

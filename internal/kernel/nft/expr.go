@@ -38,6 +38,12 @@ func decodeExpr(family byte, ad *netlink.AttributeDecoder) (any, error) {
 		e = &expr.Lookup{}
 	case "masq":
 		e = &expr.Masq{}
+	case "fib":
+		e = &expr.Fib{}
+	case "ct":
+		return decodeCt(data)
+	case "nat":
+		e = &expr.NAT{}
 	case "counter":
 		return &expr.Counter{}, nil
 	case "immediate":
@@ -61,6 +67,28 @@ func decodeExpr(family byte, ad *netlink.AttributeDecoder) (any, error) {
 	}
 	if l, ok := e.(*expr.Lookup); ok {
 		l.SetID = 0 // counts within a transaction only
+	}
+	return e, nil
+}
+
+// decodeCt reads what is loaded of a tracked connection. The library takes the direction for a longer number than
+// it is.
+func decodeCt(data []byte) (any, error) {
+	e := &expr.Ct{}
+	err := each(data, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case unix.NFTA_CT_KEY:
+			e.Key = expr.CtKey(ad.Uint32())
+		case unix.NFTA_CT_DREG:
+			e.Register = ad.Uint32()
+		case unix.NFTA_CT_SREG:
+			e.Register, e.SourceRegister = ad.Uint32(), true
+		case unix.NFTA_CT_DIRECTION:
+			e.Direction = uint32(ad.Uint8())
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ct: %w", err)
 	}
 	return e, nil
 }
