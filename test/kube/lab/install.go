@@ -45,9 +45,11 @@ func (l *Lab) install(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = l.Apply(ctx, manifests)
+		if err := l.Apply(ctx, manifests); err != nil {
+			return err
+		}
 		l.step("Heddle is applied")
-		return err
+		return nil
 	case Reference:
 		return l.installReference(ctx)
 	}
