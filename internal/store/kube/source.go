@@ -65,31 +65,6 @@ func (src *source) feeds(k model.Kind) bool {
 	return k == src.kind || k == model.KindBlock && src.kind == model.KindNode
 }
 
-// thin is what is left of an object when it has arrived.
-type thin struct {
-	namespace, name, version string
-	synced                   bool         // of a bookmark: everything that was there has been told
-	key                      string       // of object; may be set where there is none
-	object                   model.Object // nil: it is not of interest, or wrong
-	node                     *nodeFacts
-	wrong                    error // why there is no object
-}
-
-// GetObjectMeta is for reflectors, which want to know name and version.
-func (t *thin) GetObjectMeta() metav1.Object {
-	m := &metav1.ObjectMeta{Namespace: t.namespace, Name: t.name, ResourceVersion: t.version}
-	if t.synced {
-		m.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: "true"}
-	}
-	return m
-}
-
-// GetObjectKind implements runtime.Object.
-func (t *thin) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
-
-// DeepCopyObject implements runtime.Object.
-func (t *thin) DeepCopyObject() runtime.Object { c := *t; return &c }
-
 // start follows a source until it is stopped.
 func (s *Store) start(src *source) {
 	ctx, cancel := context.WithCancel(s.ctx)
@@ -175,7 +150,7 @@ func (s *Store) watch(ctx context.Context, src *source, o metav1.ListOptions) (w
 				src.lasts = time.Duration(*o.TimeoutSeconds) * time.Second
 			}
 			s.note(src, nil)
-			return watch.Filter(w, src.thinned), nil
+			return newThinning(w, src.reduce), nil
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -210,21 +185,6 @@ func (s *Store) notOlder(ctx context.Context, src *source, version string) error
 		return apierrors.NewResourceExpired(fmt.Sprintf("the API server is at version %s, and was at %s: its data was put back", m.GetResourceVersion(), version))
 	}
 	return nil
-}
-
-// thinned reduces what arrives.
-func (src *source) thinned(e watch.Event) (watch.Event, bool) {
-	switch e.Type {
-	case watch.Added, watch.Modified, watch.Deleted:
-		e.Object = src.reduce(e.Object)
-	case watch.Bookmark:
-		m, err := meta.Accessor(e.Object)
-		if err != nil {
-			return e, false
-		}
-		e.Object = &thin{version: m.GetResourceVersion(), synced: m.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true"}
-	}
-	return e, true
 }
 
 // passing tells whether a request may work later as it is.

@@ -1,0 +1,260 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/store"
+)
+
+func newTestCatalog(t *testing.T) *catalog {
+	t.Helper()
+	c := newCatalog("a", slog.New(slog.DiscardHandler))
+	t.Cleanup(func() {
+		c.close()
+		goleak.VerifyNone(t)
+	})
+	return c
+}
+
+func locked(c *catalog, f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f()
+}
+
+func ranges(s ...string) (out []netip.Prefix) {
+	for _, x := range s {
+		out = append(out, netip.MustParsePrefix(x))
+	}
+	return out
+}
+
+func netPool(t *testing.T, c *catalog) model.Pool {
+	t.Helper()
+	p := model.Pool{
+		Name: "flannel", CIDR: netip.MustParsePrefix("10.244.0.0/16"), BlockSize: 24, Path: model.PathDirect, Encap: model.EncapNever,
+		Min: netip.MustParseAddr("10.244.1.0"), Max: netip.MustParseAddr("10.244.255.0"),
+	}
+	if _, err := c.putPool(p, 0); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func get[T model.Object](t *testing.T, c *catalog, kind model.Kind, key string) (T, store.Revision) {
+	t.Helper()
+	it, err := c.Get(context.Background(), kind, key)
+	if errors.Is(err, store.ErrNotFound) {
+		var none T
+		return none, 0
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return it.Object.(T), it.Revision
+}
+
+// TestWhatDidNotChangeIsNoEvent: Kubernetes touches objects all the time.
+func TestWhatDidNotChangeIsNoEvent(t *testing.T) {
+	c := newTestCatalog(t)
+	x := newTexts()
+	was := c.revision
+	put := func(change func()) {
+		p := aPod()
+		if change != nil {
+			p.Labels["app"] = "other"
+		}
+		th := x.reducePod(p)
+		locked(c, func() { c.set(th.key, th.object, false) })
+	}
+	put(nil)
+	first := c.revision
+	put(nil)
+	if first != was+1 || c.revision != first {
+		t.Errorf("revisions %d, %d, %d: want one change", was, first, c.revision)
+	}
+	put(func() {})
+	if c.revision != first+1 {
+		t.Errorf("another label made %d changes", c.revision-first)
+	}
+	n := reduceNode(aNode())
+	n.node.said.node = ""
+	locked(c, func() { c.takeNode("a", n.node) })
+	rev := c.revision
+	again := *n.node
+	again.version, again.unavailable = "10", "True/x"
+	locked(c, func() { c.takeNode("a", &again) })
+	if c.revision != rev || c.nodes["a"].version != "10" {
+		t.Error("a kubelet's status is a change of the node")
+	}
+}
+
+func TestReaderThatIsBehindIsAskedToListAgain(t *testing.T) {
+	c := newTestCatalog(t)
+	for i := range 3 * history {
+		e := &model.Endpoint{Node: "a", Namespace: "x", Name: "p", UID: fmt.Sprint(i)}
+		locked(c, func() { c.set(e.Key(), e, false) })
+	}
+	if len(c.changes) > 2*history {
+		t.Errorf("%d changes are kept", len(c.changes))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	events, err := c.Watch(ctx, 1, model.KindEndpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := <-events; e.Type != store.EventResync || e.Revision != c.revision {
+		t.Errorf("event %+v, want a resync at %d", e, c.revision)
+	}
+	from := c.revision - history/2
+	events, err = c.Watch(ctx, from, model.KindEndpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range history / 2 {
+		if e := <-events; e.Type != store.EventPut || e.Revision != from+store.Revision(i)+1 {
+			t.Fatalf("event %d is %+v", i, e)
+		}
+	}
+}
+
+// TestPoolHasTheSizeThatKubernetesGives, not that of the net-conf.json, which does not count there.
+func TestPoolHasTheSizeThatKubernetesGives(t *testing.T) {
+	c := newTestCatalog(t)
+	filed := netPool(t, c)
+	p, rev := get[*model.Pool](t, c, model.KindPool, "flannel")
+	if *p != filed {
+		t.Errorf("before the node is known: %+v", p)
+	}
+	if again, err := c.putPool(filed, rev); err != nil || again != rev {
+		t.Errorf("the same once more: %d, %v; want %d", again, err, rev)
+	}
+	locked(c, func() { c.takeNode("b", &nodeFacts{ranges: ranges("10.244.64.0/20")}) })
+	if p, _ := get[*model.Pool](t, c, model.KindPool, "flannel"); p.BlockSize != 24 {
+		t.Errorf("another node's block makes it /%d", p.BlockSize)
+	}
+	locked(c, func() { c.takeNode("a", &nodeFacts{ranges: ranges("10.244.16.0/20")}) })
+	p, now := get[*model.Pool](t, c, model.KindPool, "flannel")
+	if p.BlockSize != 20 || p.Min.IsValid() || p.Validate() != nil || now <= rev {
+		t.Errorf("got %+v at %d", p, now)
+	}
+	if again, err := c.putPool(filed, now); err != nil || again != now {
+		t.Errorf("the same once more: %d, %v; want %d", again, err, now)
+	}
+	if _, err := c.putPool(filed, rev); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("put at an old revision: %v", err)
+	}
+	if err := c.deletePool("flannel", now); err != nil {
+		t.Error(err)
+	}
+	if p, _ := get[*model.Pool](t, c, model.KindPool, "flannel"); p != nil {
+		t.Errorf("a deleted pool is there: %+v", p)
+	}
+}
+
+func TestBlocksAreThePodCIDRsInPools(t *testing.T) {
+	c := newTestCatalog(t)
+	locked(c, func() {
+		c.takeNode("b", &nodeFacts{ranges: ranges("10.244.2.0/24", "192.168.0.0/24")})
+		c.takeNode("c", &nodeFacts{ranges: ranges("10.244.3.0/24")})
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, _, err := c.List(ctx, model.KindPool, model.KindBlock); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("blocks are listed before there is any pool: %v", err)
+	}
+	netPool(t, c)
+	holder := func(key string) string {
+		if b, _ := get[*model.Block](t, c, model.KindBlock, key); b != nil {
+			return b.Pool + " " + b.Node
+		}
+		return ""
+	}
+	for key, want := range map[string]string{"10.244.2.0-24": "flannel b", "10.244.3.0-24": "flannel c", "192.168.0.0-24": ""} {
+		if got := holder(key); got != want {
+			t.Errorf("%s is of %q, want %q", key, got, want)
+		}
+	}
+	// Two with the same: every agent must name the same one.
+	locked(c, func() { c.takeNode("a", &nodeFacts{ranges: ranges("10.244.3.0/24")}) })
+	if got := holder("10.244.3.0-24"); got != "flannel a" {
+		t.Errorf("of two it is %q's, want the first by name", got)
+	}
+	locked(c, func() { c.dropNode("a") })
+	if got := holder("10.244.3.0-24"); got != "flannel c" {
+		t.Errorf("after the first went, it is %q's", got)
+	}
+	locked(c, func() { c.dropNode("c") })
+	if got := holder("10.244.3.0-24"); got != "" || len(c.holders) != 2 {
+		t.Errorf("a block without a node is %q's; %d ranges are known", got, len(c.holders))
+	}
+}
+
+func TestBlockIsTakenOnlyFromKubernetes(t *testing.T) {
+	c := newTestCatalog(t)
+	netPool(t, c)
+	locked(c, func() {
+		c.takeNode("a", &nodeFacts{ranges: ranges("10.244.1.0/24")})
+		c.takeNode("b", &nodeFacts{})
+		c.takeNode("o", &nodeFacts{ranges: ranges("10.0.0.0/24")})
+	})
+	for _, tt := range []struct {
+		cidr, node string
+		want       error
+		says       string
+	}{
+		{"10.244.1.0/24", "a", nil, ""},
+		{"10.244.1.0/24", "b", store.ErrConflict, `node "a" has it`},
+		{"10.244.9.0/24", "b", store.ErrUnsupported, "--pod-network-cidr"},
+		{"10.244.9.0/24", "o", store.ErrUnsupported, "10.0.0.0/24, which is not in pool"},
+		{"10.244.9.0/24", "x", store.ErrUnsupported, "no Node object"},
+	} {
+		b := &model.Block{CIDR: netip.MustParsePrefix(tt.cidr), Pool: "flannel", Node: tt.node}
+		var err error
+		locked(c, func() { _, err = c.putBlock(b, 0) })
+		if !errors.Is(err, tt.want) || tt.says != "" && !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s for %s: %v; want %v that says %q", tt.cidr, tt.node, err, tt.want, tt.says)
+		}
+	}
+}
+
+// TestListingAnewTellsOnlyWhatDiffers: after an outage, and when the server's data was put back.
+func TestListingAnewTellsOnlyWhatDiffers(t *testing.T) {
+	s := &Store{catalog: newTestCatalog(t), poke: make(chan struct{}, 1)}
+	src := &source{kind: model.KindResource, prefix: prefixOf("networking.k8s.io/v1", "NetworkPolicy")}
+	policy := func(name, body string) *thin {
+		r := &model.Resource{APIVersion: "networking.k8s.io/v1", Type: "NetworkPolicy", Namespace: "x", Name: name, Body: []byte(body)}
+		return &thin{namespace: "x", name: name, key: r.Key(), object: r}
+	}
+	other := &model.Resource{APIVersion: "crd.projectcalico.org/v1", Type: "NetworkPolicy", Namespace: "x", Name: "a", Body: []byte("{}")}
+	locked(s.catalog, func() {
+		s.set(other.Key(), other, false)
+		s.replace(src, []*thin{policy("a", "1"), policy("b", "1"), policy("c", "1")})
+	})
+	from := s.revision
+	events, err := s.Watch(context.Background(), from, model.KindResource)
+	if err != nil {
+		t.Fatal(err)
+	}
+	locked(s.catalog, func() { s.replace(src, []*thin{policy("a", "1"), policy("b", "2"), policy("d", "1")}) })
+	want := []string{"1 NetworkPolicy.networking.k8s.io:x:c", "0 NetworkPolicy.networking.k8s.io:x:b", "0 NetworkPolicy.networking.k8s.io:x:d"}
+	if int(s.revision-from) != len(want) {
+		t.Fatalf("%d changes, want %v", s.revision-from, want)
+	}
+	for _, w := range want {
+		if e := <-events; fmt.Sprint(int(e.Type), " ", e.Key) != w {
+			t.Errorf("event %+v, want %s", e, w)
+		}
+	}
+}
