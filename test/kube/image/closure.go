@@ -44,7 +44,7 @@ func needs(program string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if libraries, err := f.ImportedLibraries(); err != nil || len(libraries) == 0 {
 		return nil, err
 	}

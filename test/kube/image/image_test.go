@@ -169,7 +169,7 @@ func TestProgramsBringTheirLoaderAndLibraries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	want := []string{sh}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {

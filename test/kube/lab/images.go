@@ -103,7 +103,9 @@ func (l *Lab) agnhost() (image.Image, error) {
 		{Path: "/localhost.key", Source: l.bin("localhost.key")},
 		{Path: "/etc/passwd", Text: passwd},
 		{Path: "/etc/group", Text: group},
-		{Path: "/tmp"}, {Path: "/var/run"}, {Path: "/uploads"},
+		{Path: "/tmp"},
+		{Path: "/var/run"},
+		{Path: "/uploads"},
 	})
 	return i, nil
 }
