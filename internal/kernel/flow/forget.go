@@ -36,7 +36,7 @@ func (d *Driver) ForgetUDP(ctx context.Context, stale func(kernel.Tracked) bool)
 		if !parseEntry(data, &e) || e.orig.protocol != unix.IPPROTO_UDP {
 			return nil
 		}
-		if stale(kernel.Tracked{Dst: e.orig.dst, To: e.reply.src}) && contains(local, e.orig.dst.Addr()) {
+		if stale(kernel.Tracked{Dst: e.orig.dst, To: e.reply.src}) && within(local, e.orig.dst.Addr()) {
 			c.add(&e)
 		}
 		return nil
@@ -64,7 +64,7 @@ func wrapTracking(err error) error {
 	return nil
 }
 
-func contains(prefixes []netip.Prefix, a netip.Addr) bool {
+func within(prefixes []netip.Prefix, a netip.Addr) bool {
 	for _, p := range prefixes {
 		if p.Contains(a) {
 			return true
