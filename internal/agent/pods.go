@@ -108,6 +108,13 @@ func (p *pods) Del(ctx context.Context, containerID, ifName string) error {
 		a.policy.Dismiss(w, a.macOf(w))
 		a.Log.Debug("workload detached", "workload", w.String())
 	}
+	if had || err != nil {
+		return err
+	}
+	freed, err := hostLocalFree(a.Config.HostLocalDir, containerID, ifName)
+	if len(freed) > 0 {
+		a.Log.Info("a container of another plugin's chain has ended", "container", containerID, "interface", ifName, "addresses", freed)
+	}
 	return err
 }
 

@@ -12,9 +12,9 @@ import (
 	"github.com/heddle-net/heddle/internal/model"
 )
 
-// ConflistFile is the name of the network configuration among a runtime's others, which it takes in
-// the order of their names.
-const ConflistFile = "10-heddle.conflist"
+// ConflistFile is the name of the network configuration among a runtime's others, of which it takes the
+// first by name: on a node that is moved, the predecessor's (10-flannel, 10-calico, 10-weave) stays where it is.
+const ConflistFile = "05-heddle.conflist"
 
 // PluginType is the plugin's file name in the runtime's CNI_PATH.
 const PluginType = "heddle-cni"

@@ -135,7 +135,7 @@ func TestProbesAndFilesTellWhenTheNodeIsReady(t *testing.T) {
 	}
 	is(0, "heddle_ready")
 	is(0, "heddle_store_connected")
-	for _, f := range []string{"cni/10-heddle.conflist", "flannel/subnet.env"} {
+	for _, f := range []string{"cni/05-heddle.conflist", "flannel/subnet.env"} {
 		if _, err := os.Stat(h.path(f)); !os.IsNotExist(err) {
 			t.Errorf("%s is there before the node is ready: %v", f, err)
 		}
@@ -172,7 +172,7 @@ func TestProbesAndFilesTellWhenTheNodeIsReady(t *testing.T) {
 func (h *host) checkReadyFiles() {
 	h.t.Helper()
 	eventually(h.t, 10*time.Second, "conflist", func() error {
-		list, err := libcni.ConfListFromFile(h.path("cni/10-heddle.conflist"))
+		list, err := libcni.ConfListFromFile(h.path("cni/05-heddle.conflist"))
 		if err == nil && (list.Name != "heddle" || len(list.Plugins) != 1 || list.Plugins[0].Network.Type != "heddle-cni") {
 			err = fmt.Errorf("conflist %s with %d plugins", list.Name, len(list.Plugins))
 		}
@@ -198,7 +198,7 @@ func (h *host) checkReadyFiles() {
 // the pod's addresses.
 func (h *host) addPod(ns, id string) []netip.Addr {
 	h.t.Helper()
-	list, err := libcni.ConfListFromFile(h.path("cni/10-heddle.conflist"))
+	list, err := libcni.ConfListFromFile(h.path("cni/05-heddle.conflist"))
 	if err != nil {
 		h.t.Fatal(err)
 	}

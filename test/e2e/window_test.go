@@ -50,7 +50,7 @@ func TestNoPacketPassesBeforeThePolicyHolds(t *testing.T) {
 			h.write("deny.yaml", yaml)
 			h.must("heddle apply -f deny.yaml")
 			w := &window{host: h}
-			w.list, w.err = libcni.ConfListFromFile(h.path("cni/10-heddle.conflist"))
+			w.list, w.err = libcni.ConfListFromFile(h.path("cni/05-heddle.conflist"))
 			if w.err != nil {
 				t.Fatal(w.err)
 			}

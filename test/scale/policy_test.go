@@ -266,7 +266,7 @@ func (n *policedNode) reached(rev store.Revision) {
 // addPods adds the node's workloads by CNI ADD: ten of each of ten namespaces.
 func (n *policedNode) addPods(ctx context.Context) []pod {
 	n.t.Helper()
-	list, err := libcni.ConfListFromFile(filepath.Join(n.dir, "cni", "10-heddle.conflist"))
+	list, err := libcni.ConfListFromFile(filepath.Join(n.dir, "cni", "05-heddle.conflist"))
 	if err != nil {
 		n.t.Fatal(err)
 	}

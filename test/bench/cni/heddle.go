@@ -25,7 +25,7 @@ const benchNetConf = `{"Network":"10.244.0.0/16","SubnetLen":20,"Backend":{"Type
 
 // startNode starts store and agent from the folder of the binaries and waits until pods can be added.
 func startNode(ctx context.Context, bin, dir string) (n *node, err error) {
-	n = &node{conflist: filepath.Join(dir, "net.d", "10-heddle.conflist")}
+	n = &node{conflist: filepath.Join(dir, "net.d", "05-heddle.conflist")}
 	defer func() {
 		if err != nil {
 			n.close()
