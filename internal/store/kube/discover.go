@@ -55,6 +55,9 @@ func (s *Store) discoverLoop() {
 // look asks which kinds are served, and follows just those.
 func (s *Store) look(ctx context.Context) error {
 	wanted, unsure, err := s.wanted(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	for gvr, src := range s.optional {
 		if wanted[gvr] == nil && !slices.Contains(unsure, gvr.GroupVersion()) {
 			s.log.Info("a kind is served no more", "resource", gvr.GroupResource())

@@ -17,8 +17,8 @@ import (
 )
 
 // attempts bounds how often a write is tried when somebody else wrote to the Node object meanwhile: the kubelet
-// does so all the time.
-const attempts = 10
+// does so now and then.
+const attempts = 30
 
 // Put implements store.Store. Nodes are written as annotations of their Node object, for flanneld as well; Put
 // returns when this store has learned of the write, and so of every write to a Node object before it. Pools are
