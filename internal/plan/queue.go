@@ -17,8 +17,9 @@ type Queue struct {
 const (
 	// leastBurst is what a bucket holds at least where nobody says, in bytes.
 	leastBurst = 32 << 10
-	// leastLimit holds the largest packet that a stack hands over at once.
-	leastLimit = 64 << 10
+	// leastLimit holds some of the largest packets that a stack hands over at once, of 64 KiB without their headers:
+	// with room for less than one of them TCP comes to a stop.
+	leastLimit = 256 << 10
 	// header is what a packet has on a link beside its MTU: Ethernet's, and a VLAN tag.
 	header = 18
 )

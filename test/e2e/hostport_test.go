@@ -21,7 +21,9 @@ func port(protocol string, host, container int, hostIP string) map[string]any {
 	return map[string]any{"hostPort": host, "containerPort": container, "protocol": protocol, "hostIP": hostIP}
 }
 
-func portMappings(ports ...map[string]any) map[string]any { return map[string]any{"portMappings": ports} }
+func portMappings(ports ...map[string]any) map[string]any {
+	return map[string]any{"portMappings": ports}
+}
 
 // TestHostPortsLeadToTheirPods: from everywhere, for the addresses they are asked for, in both families and ways to hang
 // on the node, with the client's own address wherever its answer finds back; and for nothing that only passes through.
