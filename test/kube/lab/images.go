@@ -96,8 +96,6 @@ func (l *Lab) agnhost() (image.Image, error) {
 	i.Files = slices.Concat(tools, applets, []image.File{
 		{Path: "/agnhost", Source: l.bin("agnhost")},
 		{Path: "/agnhost-2", Link: "agnhost"},
-		{Path: "/bin/sh", Link: found("dash")},
-		{Path: "/bin/nc", Link: found("nc.openbsd")},
 		{Path: "/coredns", Source: l.bin("coredns")},
 		{Path: "/localhost.crt", Source: l.bin("localhost.crt")},
 		{Path: "/localhost.key", Source: l.bin("localhost.key")},
@@ -106,7 +104,7 @@ func (l *Lab) agnhost() (image.Image, error) {
 		{Path: "/tmp"},
 		{Path: "/var/run"},
 		{Path: "/uploads"},
-	})
+	}, under("/bin/sh", "dash"), under("/bin/bash", "bash"), under("/bin/nc", "nc.openbsd"))
 	return i, nil
 }
 
@@ -135,19 +133,23 @@ func (l *Lab) policyAgnhost() ([]image.Image, error) {
 	if err != nil || len(i.Names) == 0 {
 		return nil, err
 	}
-	shell, err := busybox()
+	shell, err := image.Programs(found("bash"))
 	if err != nil {
 		return nil, err
 	}
-	i.Files = append(shell, image.File{Path: "/agnhost.real", Source: l.bin("agnhost")}, image.File{Path: "/tmp"}, image.File{
-		Path: "/agnhost",
-		Text: "#!/bin/sh\n[ \"$1\" = porter ] && env | grep -q SERVE_SCTP && exec /agnhost.real pause\nexec /agnhost.real \"$@\"\n",
-	})
+	applets, err := busybox("bash")
+	if err != nil {
+		return nil, err
+	}
+	i.Files = slices.Concat(shell, applets, []image.File{
+		{Path: "/agnhost.real", Source: l.bin("agnhost")},
+		{Path: "/agnhost", Text: "#!/bin/sh\n[ \"$1\" = porter ] && env | grep -q SERVE_SCTP && exec /agnhost.real pause\nexec /agnhost.real \"$@\"\n"},
+		{Path: "/tmp"},
+	}, under("/bin/bash", "bash"))
 	return []image.Image{i}, nil
 }
 
-// busybox is the static busybox with a link for each applet that is not left out; but always for those
-// that a shell needs.
+// busybox is the static busybox with a link for each applet that is not left out.
 func busybox(leaveOut ...string) ([]image.File, error) {
 	at := found("busybox")
 	out, err := exec.Command(at, "--list").Output()
@@ -163,6 +165,14 @@ func busybox(leaveOut ...string) ([]image.File, error) {
 		}
 	}
 	return files, nil
+}
+
+// under is a link by which a program of this machine is also found at another path.
+func under(path, program string) []image.File {
+	if at := found(program); at != path {
+		return []image.File{{Path: path, Link: at}}
+	}
+	return nil // it lies there
 }
 
 // found is where a program lies; its bare name if it is not installed, so that the error names it.
