@@ -84,7 +84,7 @@ spec:
       - name: web
         image: lab.local/agnhost:2.63.0
         args: [netexec, --http-port=%[3]d, --udp-port=-1]
-        readinessProbe: {httpGet: {path: /healthz, port: %[3]d}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /hostname, port: %[3]d}, periodSeconds: 1}
 ---
 apiVersion: v1
 kind: Service
