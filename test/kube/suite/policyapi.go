@@ -47,22 +47,36 @@ func (s Suite) runPolicyAPI(ctx context.Context, l *lab.Lab, o Options, out io.W
 	}
 	var r Result
 	r.readGoTest(&text)
-	if ran != nil && len(r.Failed) == 0 {
+	if ran != nil && len(r.Failed)+len(r.Unable) == 0 {
 		return r, ran
 	}
 	return r, nil
 }
 
-var verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL): (\S+)`)
+var (
+	verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL): (\S+)`)
+	runs    = regexp.MustCompile(`^=== (?:RUN|NAME|CONT) +(\S+)`)
+)
+
+// noSockets is what agnhost says of a protocol that the kernel has no sockets of.
+const noSockets = "protocol not supported"
 
 // readGoTest adds the outcomes of `go test -v`, of tests that have no parts themselves.
 func (r *Result) readGoTest(text io.Reader) {
 	passed := map[string]bool{}
+	unable := map[string]bool{}
+	running := ""
 	whole := map[string]bool{}
 	var names []string
 	lines := bufio.NewScanner(text)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
+		if m := runs.FindStringSubmatch(lines.Text()); m != nil {
+			running = m[1]
+		}
+		if strings.Contains(lines.Text(), noSockets) {
+			unable[running] = true
+		}
 		m := verdict.FindStringSubmatch(lines.Text())
 		if m == nil {
 			continue
@@ -79,6 +93,8 @@ func (r *Result) readGoTest(text io.Reader) {
 		case whole[n]:
 		case passed[n]:
 			r.Passed = append(r.Passed, n)
+		case unable[n]:
+			r.Unable = append(r.Unable, n)
 		default:
 			r.Failed = append(r.Failed, n)
 		}

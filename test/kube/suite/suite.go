@@ -41,14 +41,21 @@ func Names() []string { return slices.Sorted(maps.Keys(Suites)) }
 // Result is how a suite went.
 type Result struct {
 	Passed, Failed []string // names of tests
-	Took           time.Duration
+	// Unable are those that failed as the kernel lacks a protocol, which is SCTP; what else they ask is not
+	// known then.
+	Unable []string
+	Took   time.Duration
 }
 
 // String is a summary for people: counts, then the names of what failed.
 func (r Result) String() string {
-	s := fmt.Sprintf("%d passed, %d failed, in %s", len(r.Passed), len(r.Failed), r.Took.Round(time.Second))
+	s := fmt.Sprintf("%d passed, %d failed, %d could not be run without SCTP sockets, in %s",
+		len(r.Passed), len(r.Failed), len(r.Unable), r.Took.Round(time.Second))
 	for _, f := range r.Failed {
 		s += "\n  FAIL " + f
+	}
+	for _, u := range r.Unable {
+		s += "\n  SCTP " + u
 	}
 	return s
 }
@@ -98,7 +105,7 @@ func Run(ctx context.Context, l *lab.Lab, name string, o Options) (Result, error
 	}
 	result, err := run(ctx, l, o, out)
 	result.Took = time.Since(begin)
-	if err == nil && len(result.Passed)+len(result.Failed) == 0 {
+	if err == nil && len(result.Passed)+len(result.Failed)+len(result.Unable) == 0 {
 		err = fmt.Errorf("no test was chosen")
 	}
 	if err != nil {
