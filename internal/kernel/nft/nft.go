@@ -5,7 +5,8 @@
 // the elements of its sets ever change. It has no chain at the forward hook, because an accept in one
 // table cannot undo a drop in another: where somebody else's chain drops what is forwarded, the accept
 // has to stand in that chain (forward.go). So a packet between pods meets no rule of Heddle's at all,
-// but for the first of a flow, which passes the four rules of the NAT chain.
+// but for the first of a flow, which passes the NAT chains: masquerading, and the ports of the node that
+// lead to pods. What is for the node itself passes four rules about loopback addresses.
 //
 // The package decides nothing about who may talk to whom, and leaves alone what carries no mark.
 package nft
@@ -182,9 +183,9 @@ func problemOf(subject string, err error) model.Problem {
 	case errors.Is(err, errNone):
 		p.Code, p.Next = codeUnsupported, "modprobe nf_tables"
 	case subject == ownSubject && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT)):
-		// Sets and tables are part of nftables itself; what can be missing is the chain's type, or masq.
-		p.Code, p.Detail = codeUnsupported, "the kernel cannot masquerade by nftables: "+err.Error()
-		p.Next = "modprobe -a nft_chain_nat nft_masq"
+		// Sets and tables are part of nftables itself; what can be missing is the chain's type, or an expression.
+		p.Code, p.Detail = codeUnsupported, "the kernel lacks a part of nftables' address translation: "+err.Error()
+		p.Next = "modprobe -a nft_chain_nat nft_masq nft_nat nft_ct nft_fib_inet"
 	}
 	return p
 }

@@ -22,6 +22,20 @@ var dual = plan.Filter{
 	Pods:       prefixes("10.244.0.0/16", "10.245.0.0/16", "fd00:10:244::/56"),
 	Masquerade: prefixes("10.244.0.0/16", "fd00:10:244::/56"),
 	Local:      prefixes("10.244.1.0/24", "10.244.2.0/24", "fd00:10:244:1::/64"),
+	Bridges:    []string{"cni0"},
+	HostPorts: []plan.HostPort{
+		hostPort("tcp", "0.0.0.0", 8080, "10.244.1.2:80", "10.244.1.0/24", "127.0.0.0/8"),
+		hostPort("udp", "0.0.0.0", 8080, "10.244.1.2:80", "10.244.1.0/24", "127.0.0.0/8"),
+		hostPort("sctp", "192.168.0.4", 8080, "10.244.1.3:80", "10.244.1.3/32"),
+		hostPort("tcp", "::", 8080, "[fd00:10:244:1::2]:80", "fd00:10:244:1::/64"),
+		hostPort("udp", "2001:db8::4", 53, "[fd00:10:244:1::2]:5353", "fd00:10:244:1::2/128"),
+	},
+}
+
+func hostPort(protocol, address string, port uint16, to string, hide ...string) plan.HostPort {
+	return plan.HostPort{
+		Protocol: protocol, Address: netip.MustParseAddr(address), Port: port, To: netip.MustParseAddrPort(to), Hide: prefixes(hide...),
+	}
 }
 
 func TestTableIsWhatThePrintedPlanMakes(t *testing.T) {
@@ -76,6 +90,17 @@ func TestEveryDamageIsRepaired(t *testing.T) {
 		"delete element inet heddle pods4 { 10.245.0.0/16 }",
 		"flush set inet heddle masq6",
 		"add element inet heddle local4 { 10.0.0.0/8 }",
+		"delete element inet heddle hostports4 { tcp . 8080 }",
+		"delete element inet heddle hostports4 { tcp . 8080 }; add element inet heddle hostports4 { tcp . 8080 : 10.244.1.9 . 80 }",
+		"add element inet heddle hostports_at6 { 2001:db8::5 . tcp . 1 : fd00::1 . 1 }",
+		"flush set inet heddle hide4",
+		"add element inet heddle hide6 { fd00::/16 . fd00::1 . 1 . 1 }",
+		"flush chain inet heddle localnet",
+		"flush chain inet heddle prerouting",
+		"flush chain inet heddle output",
+		"insert rule inet heddle hide tcp dport 1 ct original proto-dst 8080 accept",
+		"insert rule inet heddle hide tcp dport 1 ct reply proto-dst 8080 accept",
+		"delete element inet heddle bridges { cni0 }",
 	} {
 		if strings.Contains(damage, "10.0.0.0/8") { // overlaps what is there: nft refuses unless that is gone
 			damage = "flush set inet heddle local4; " + damage
@@ -194,8 +219,8 @@ func TestProblemsNameTheKernelsReasonAndACure(t *testing.T) {
 		next         string
 	}{
 		{ownSubject, unix.EPERM, codePermission, "operation not permitted", "root"},
-		{ownSubject, unix.EOPNOTSUPP, codeUnsupported, "operation not supported", "modprobe -a nft_chain_nat nft_masq"},
-		{ownSubject, unix.ENOENT, codeUnsupported, "no such file or directory", "modprobe -a nft_chain_nat nft_masq"},
+		{ownSubject, unix.EOPNOTSUPP, codeUnsupported, "operation not supported", "modprobe -a nft_chain_nat nft_masq nft_nat nft_ct nft_fib_inet"},
+		{ownSubject, unix.ENOENT, codeUnsupported, "no such file or directory", "modprobe -a nft_chain_nat nft_masq nft_nat nft_ct nft_fib_inet"},
 		{ownSubject, fmt.Errorf("%w: %w", errNone, unix.EINVAL), codeUnsupported, "invalid argument", "modprobe nf_tables"},
 		{"chain FORWARD in table ip filter", unix.ENOENT, codeFailed, "no such file or directory", "nft list table inet heddle"},
 	} {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/internal/plan"
@@ -23,10 +24,14 @@ type wantSet struct {
 }
 
 func (w *wantSet) set(t *nftables.Table) *nftables.Set {
-	return &nftables.Set{
+	s := &nftables.Set{
 		Table: t, Name: w.name, KeyType: w.key, DataType: w.data, IsMap: w.flags&unix.NFT_SET_MAP != 0,
 		Interval: w.flags&unix.NFT_SET_INTERVAL != 0, Concatenation: w.flags&nftables.NFT_SET_CONCAT != 0,
 	}
+	if w.key == nftables.TypeIFName {
+		s.KeyByteOrder = binaryutil.NativeEndian // or nft prints no names
+	}
+	return s
 }
 
 // sameForm tells whether a set is that one, whatever its elements.
