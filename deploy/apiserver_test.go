@@ -25,9 +25,6 @@ import (
 	"github.com/heddle-net/heddle/test/harness"
 )
 
-// patience is for a slow and busy machine.
-const patience = 3 * time.Minute
-
 // server is a real API server with its etcd, on loopback.
 type server struct {
 	url    string
