@@ -43,7 +43,7 @@ func TestHostPortsLeadToTheirPods(t *testing.T) {
 			if attachment == "bridge" {
 				n.policiesSeeTheClient(web, near)
 			}
-			n.portsOutliveTheAgent()
+			n.portsComeBack()
 
 			web.del()
 			for _, at := range []string{"192.168.0.1:8080", "192.168.0.1:8443", "[2001:db8::1]:8080"} {
@@ -203,11 +203,11 @@ func (n *ported) policiesSeeTheClient(web, near *portedPod) {
 	eventually(t, 20*time.Second, "the policy is gone", func() error { return n.answered(n.beyond, "tcp", "172.16.0.1:8080") })
 }
 
-// portsOutliveTheAgent: they hold while the table is being made anew, and come back.
-func (n *ported) portsOutliveTheAgent() {
+// portsComeBack: with the table, when somebody takes that away.
+func (n *ported) portsComeBack() {
 	n.t.Helper()
 	n.must("nft delete table inet heddle")
-	eventually(n.t, 20*time.Second, "the table is back", func() error { return n.answered(n.client, "tcp", "192.168.0.1:8080") })
+	eventually(n.t, 20*time.Second, "the port is back", func() error { return n.answered(n.client, "tcp", "192.168.0.1:8080") })
 }
 
 // TestTwoPodsGetOneErrorForOneHostPort: the second is told who has it, has nothing left behind, and gets the port when it
@@ -227,8 +227,12 @@ func TestTwoPodsGetOneErrorForOneHostPort(t *testing.T) {
 		}
 		second.del()
 	}
-	n.add("others", portMappings(port("udp", 8080, 80, ""), port("tcp", 8443, 80, "172.16.0.1"))).del()
+	others := n.add("others", portMappings(port("udp", 8080, 80, ""), port("tcp", 8443, 80, "172.16.0.1"), port("tcp", 8080, 80, "172.16.0.1")))
+	answer(t, others.ns, "others", "tcp [::]:80")
+	hears(t, n.client, "tcp", "172.16.0.1:8080", "", "others 192.168.0.9")
 	hears(t, n.client, "tcp", "192.168.0.1:8080", "", "first 192.168.0.9")
+	others.del()
+	hears(t, n.client, "tcp", "172.16.0.1:8080", "", "first 192.168.0.9")
 
 	again := n.add("first", portMappings(port("tcp", 8080, 80, "")))
 	answer(t, again.ns, "again", "tcp [::]:80")
