@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +17,7 @@ import (
 
 	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/cni/wire"
+	"github.com/heddle-net/heddle/internal/model"
 )
 
 // runtimeOf is what containerd and CRI-O use: libcni, with a cache of its own.
@@ -190,5 +194,43 @@ func TestVersionNeedsNoAgent(t *testing.T) {
 		if out, exit := plugin(t, []string{"CNI_COMMAND=VERSION"}, stdin); exit != 0 || out != want {
 			t.Errorf("stdin %q: exit %d: %s", stdin, exit, out)
 		}
+	}
+}
+
+// TestRuntimeFillsCapabilities: what a runtime knows of ports and bandwidth arrives with ADD, and CHECK compares it.
+func TestRuntimeFillsCapabilities(t *testing.T) {
+	s, runtime, ctx := serve(t), runtimeOf(t), t.Context()
+	list, c := listOf(t, s, "1.1.0"), container("c1", netns(t))
+	// As containerd fills them (go-cni's PortMapping and BandWidth).
+	ports := []map[string]any{
+		{"hostPort": int32(8080), "containerPort": int32(80), "protocol": "tcp", "hostIP": ""},
+		{"hostPort": int32(53), "containerPort": int32(5353), "protocol": "udp", "hostIP": "::ffff:192.0.2.1"},
+	}
+	c.CapabilityArgs = map[string]any{
+		"portMappings": ports,
+		"bandwidth":    map[string]any{"ingressRate": uint64(10_000_000), "ingressBurst": uint64(math.MaxUint32), "egressRate": 0, "egressBurst": 0},
+		"dns":          map[string]any{"servers": []string{"192.0.2.53"}}, // not declared: libcni leaves it out
+	}
+	if _, err := runtime.AddNetworkList(ctx, list, c); err != nil {
+		t.Fatal(err)
+	}
+	w, _ := s.ledger.Get("c1/eth0")
+	want := []model.HostPort{
+		{Protocol: "tcp", HostPort: 8080, ContainerPort: 80},
+		{Protocol: "udp", HostPort: 53, ContainerPort: 5353, HostIP: netip.MustParseAddr("192.0.2.1")},
+	}
+	if !slices.Equal(w.HostPorts, want) {
+		t.Errorf("ports %v, want %v", w.HostPorts, want)
+	}
+	if w.Bandwidth == nil || *w.Bandwidth != (model.Bandwidth{IngressRate: 10_000_000, IngressBurst: math.MaxUint32}) {
+		t.Errorf("bandwidth %+v", w.Bandwidth)
+	}
+	slices.Reverse(ports) // their order means nothing
+	if err := runtime.CheckNetworkList(ctx, list, c); err != nil {
+		t.Errorf("check: %v", err)
+	}
+	c.CapabilityArgs["portMappings"] = ports[:1]
+	if err := runtime.CheckNetworkList(ctx, list, c); err == nil || codeOf(t, err) != cni.CodeDiffers {
+		t.Errorf("check of fewer ports: %v", err)
 	}
 }
