@@ -45,7 +45,7 @@ func newPorted(t *testing.T, attachment string) *ported {
 	n.must("echo '" + hostGW + "' | heddle network set -")
 	n.running(n.start("heddle agent --node n1 --address 192.168.0.1,2001:db8::1 --attachment "+attachment+" --state-dir $DIR/state --run-dir $DIR/run --cni-conf-dir $DIR/cni"), n.path("run"))
 	eventually(t, time.Minute, "ready", func() (err error) {
-		if n.list, err = libcni.ConfListFromFile(n.path("cni/"+cni.ConflistFile)); err != nil {
+		if n.list, err = libcni.ConfListFromFile(n.path("cni/" + cni.ConflistFile)); err != nil {
 			err = errors.Join(err, fmt.Errorf("%s", n.must("heddle status --run-dir run")))
 		}
 		return err

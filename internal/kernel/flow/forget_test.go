@@ -64,7 +64,9 @@ func TestForgetMeansDatagramsToThisNodeAlone(t *testing.T) {
 			t.Errorf("%s goes to %q, want %s", dst, asked[dst], to)
 		}
 	}
-	n, err = d.ForgetUDP(t.Context(), func(tr kernel.Tracked) bool { return tr.Dst.Port() == 53 && tr.Dst.Addr() != netip.MustParseAddr("192.0.2.1") })
+	n, err = d.ForgetUDP(t.Context(), func(tr kernel.Tracked) bool {
+		return tr.Dst.Port() == 53 && tr.Dst.Addr() != netip.MustParseAddr("192.0.2.1")
+	})
 	if n != 3 || err != nil {
 		t.Errorf("forgot %d, %v; want three", n, err)
 	}
