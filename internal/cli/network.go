@@ -19,6 +19,7 @@ import (
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
 	"github.com/heddle-net/heddle/internal/store/flannelkv"
+	"github.com/heddle-net/heddle/internal/store/kube"
 )
 
 // storeFlags are for commands that talk to the store themselves. What is not given comes from
@@ -33,7 +34,6 @@ func storeFlags(cmd *cobra.Command) func(context.Context) (store.Store, error) {
 	s.StringVar(&f.ca, "ca", "", "certificate authority of the store")
 	s.StringVar(&f.cert, "cert", "", "certificate for the store")
 	s.StringVar(&f.key, "key", "", "key of that certificate")
-	s.StringVar(&f.kubeconfig, "kubeconfig", "", "how to reach the API server, with --store kubernetes")
 	return func(ctx context.Context) (store.Store, error) {
 		c := config.Default()
 		text, err := os.ReadFile(f.file)
@@ -48,7 +48,7 @@ func storeFlags(cmd *cobra.Command) func(context.Context) (store.Store, error) {
 		if len(f.endpoints) > 0 {
 			st = config.Store{Type: st.Type, Endpoints: f.endpoints} // the certificates in the file are for its own
 		}
-		for to, flag := range map[*string]string{&st.Prefix: f.prefix, &st.CA: f.ca, &st.Cert: f.cert, &st.Key: f.key, &st.Kubeconfig: f.kubeconfig} {
+		for to, flag := range map[*string]string{&st.Prefix: f.prefix, &st.CA: f.ca, &st.Cert: f.cert, &st.Key: f.key} {
 			if flag != "" {
 				*to = flag
 			}
@@ -124,6 +124,9 @@ func setNetwork(ctx context.Context, cmd *cobra.Command, open func(context.Conte
 		}
 		return shared.PutConfig(ctx, text)
 	}
+	if _, is := s.(*kube.Store); is {
+		return fmt.Errorf("network: %w: with store type kubernetes it is the net-conf.json that every agent is given (netConf): change the ConfigMap", store.ErrUnsupported)
+	}
 	for i := range pools {
 		pools[i].Masquerade = masq
 	}
@@ -156,7 +159,7 @@ func nodeCmd() *cobra.Command {
 
 func listNodes(cmd *cobra.Command, open func(context.Context) (store.Store, error)) error {
 	beats, err := list(cmd.Context(), open, model.KindHeartbeat)
-	if err != nil {
+	if err != nil && !errors.Is(err, store.ErrUnsupported) { // Kubernetes has its own
 		return err
 	}
 	blocks, err := list(cmd.Context(), open, model.KindBlock)
@@ -210,6 +213,13 @@ func removeNode(cmd *cobra.Command, open func(context.Context) (store.Store, err
 	if errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("node %q is not in the network: see `heddle node list`", name)
 	} else if err != nil {
+		return err
+	}
+	if _, is := s.(*kube.Store); is {
+		if err := s.Delete(ctx, model.KindNode, name, node.Revision); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "removed node %s from the network; the Node object and its podCIDRs go with: kubectl delete node %s\n", name, name)
 		return err
 	}
 	// If its agent runs after all, it publishes its workloads again when it misses its node.

@@ -197,7 +197,8 @@ func (c *catalog) missing(kinds []model.Kind) *unknown {
 	if slices.Contains(kinds, model.KindResource) && c.services && !c.sliced {
 		return &unknown{"a policy names services, and the API server has not told of their addresses yet", false}
 	}
-	if slices.Contains(kinds, model.KindBlock) && len(c.filed) == 0 {
+	// Who wants the network as a whole shall never see one without pools, and take it down.
+	if slices.Contains(kinds, model.KindPool) && slices.Contains(kinds, model.KindBlock) && len(c.filed) == 0 {
 		return &unknown{"no net-conf.json has been filed yet, so there are no pools", false}
 	}
 	return nil

@@ -216,6 +216,7 @@ func TestBlockIsTakenOnlyFromKubernetes(t *testing.T) {
 	}{
 		{"10.244.1.0/24", "a", nil, ""},
 		{"10.244.1.0/24", "b", store.ErrConflict, `node "a" has it`},
+		{"10.244.9.0/24", "a", store.ErrConflict, "has given node \"a\" 10.244.1.0/24"}, // it was another, before
 		{"10.244.9.0/24", "b", store.ErrUnsupported, "--pod-network-cidr"},
 		{"10.244.9.0/24", "o", store.ErrUnsupported, "10.0.0.0/24, which is not in pool"},
 		{"10.244.9.0/24", "x", store.ErrUnsupported, "no Node object"},

@@ -27,7 +27,16 @@ import (
 )
 
 // These tests need a real kube-apiserver and its etcd: HEDDLE_KUBE_BIN names the folder.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if config := os.Getenv(childEnv); config != "" {
+		if err := child(config); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience is how long a test waits for what must come.
 const patience = time.Minute

@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
@@ -225,4 +226,85 @@ func TestServerThatWasPutBack(t *testing.T) {
 	if _, err := s.Put(context.Background(), n, 0); err != nil {
 		t.Errorf("the node cannot be written again: %v", err)
 	}
+}
+
+// TestServerThatHangsIsNoticed: it takes connections, and answers nothing.
+func TestServerThatHangsIsNoticed(t *testing.T) {
+	l := newLab(t)
+	l.node(t, "node-1", "10.128.1.0/24")
+	w, s := l.over(t, kube.Options{Node: "node-1", Pools: []model.Pool{pool()}, Log: logOf(t)})
+	m := follow(t, s, model.KindEndpoint, model.KindResource)
+	l.agree(t, m)
+	begin := time.Now()
+	w.freeze()
+	beat := &model.Heartbeat{Node: "node-1", TTL: time.Second}
+	until(t, "the silence to be noticed", func() bool {
+		_, err := s.Put(context.Background(), beat, store.AnyRevision)
+		return errors.Is(err, store.ErrUnavailable)
+	})
+	t.Logf("noticed after %s", time.Since(begin).Round(time.Second))
+	l.make(t, pods, pod("default", "after", "node-1", "10.128.1.9", nil))
+	w.thaw()
+	l.agree(t, m)
+}
+
+// TestStartAmidChurnMissesNothing: stores that start while pods come and go hold in the end what is there.
+func TestStartAmidChurnMissesNothing(t *testing.T) {
+	l := newLab(t)
+	l.node(t, "node-1", "10.128.1.0/24")
+	var mirrors []*storetest.Mirror
+	for i := range 400 {
+		l.make(t, pods, pod("default", fmt.Sprint("p", i), "node-1", fmt.Sprintf("10.128.%d.%d", 1+i/200, 1+i%200), map[string]string{"n": fmt.Sprint(i)}))
+		if i%3 == 2 {
+			l.remove(t, pods, "default", fmt.Sprint("p", i-1))
+		}
+		if i%40 == 0 {
+			mirrors = append(mirrors, follow(t, l.open(t, kube.Options{Node: "node-1"}), model.KindEndpoint))
+		}
+	}
+	for _, m := range mirrors {
+		l.agree(t, m)
+	}
+}
+
+// TestSmallestRights are enough, and a kind that is refused holds nobody up for long.
+func TestSmallestRights(t *testing.T) {
+	l := newLab(t)
+	rbac := func(resource string) schema.GroupVersionResource {
+		return schema.GroupVersionResource{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: resource}
+	}
+	rule := func(group, resource string, verbs ...any) any {
+		return map[string]any{"apiGroups": []any{group}, "resources": []any{resource}, "verbs": verbs}
+	}
+	l.make(t, rbac("clusterroles"), map[string]any{
+		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": map[string]any{"name": "heddle"},
+		"rules": []any{
+			rule("", "nodes", "get", "list", "watch"), rule("", "nodes/status", "patch"), rule("", "pods", "list", "watch"),
+			rule("", "namespaces", "list", "watch"), rule("networking.k8s.io", "networkpolicies", "list", "watch"),
+		},
+	})
+	l.make(t, rbac("clusterrolebindings"), map[string]any{
+		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": map[string]any{"name": "heddle"},
+		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "heddle"},
+		"subjects": []any{map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "agent"}},
+	})
+	l.make(t, definitions, definition("policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies", "ClusterNetworkPolicy", false))
+	l.node(t, "node-1", "10.128.1.0/24")
+	s := l.open(t, kube.Options{Kubeconfig: l.agentConfig, Node: "node-1", Pools: []model.Pool{pool()}, Log: logOf(t)})
+	ctx := context.Background()
+	n := &model.Node{Name: "node-1", Address4: netip.MustParseAddr("10.1.0.1")}
+	until(t, "the node to be written", func() bool {
+		_, err := s.Put(ctx, n, store.AnyRevision)
+		return err == nil
+	})
+	if err := s.NetworkReady(ctx, "node-1", nil); err != nil {
+		t.Error(err)
+	}
+	var last error
+	until(t, "a first list", func() bool {
+		_, _, last = s.List(ctx, model.KindPool, model.KindNode, model.KindBlock, model.KindEndpoint, model.KindResource)
+		return last == nil
+	})
+	l.make(t, networkPolicies, netpol("default", "deny"))
+	l.comes(t, s, model.KindResource, "NetworkPolicy.networking.k8s.io:default:deny")
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
@@ -136,14 +135,14 @@ func (c *catalog) putBlock(b *model.Block, at store.Revision) (store.Revision, e
 	if f == nil {
 		return 0, fmt.Errorf("%s: %w: the API server has no Node object %q (heddle agent --node must be its name)", noun, store.ErrUnsupported, b.Node)
 	}
-	var other []string
 	for _, r := range f.ranges {
-		if model.FamilyOf(r.Addr()) == b.Family() {
-			other = append(other, r.String())
+		if model.FamilyOf(r.Addr()) != b.Family() {
+			continue
 		}
-	}
-	if len(other) > 0 {
-		return 0, fmt.Errorf("%s: %w: spec.podCIDRs of node %q is %s, which is not in pool %q: make Network in net-conf.json the cluster's range (kube-controller-manager --cluster-cidr)", noun, store.ErrUnsupported, b.Node, strings.Join(other, ", "), b.Pool)
+		if p, is := c.filed[b.Pool]; is && holds(p, r) {
+			return 0, fmt.Errorf("%s: Kubernetes has given node %q %s: %w", noun, b.Node, r, store.ErrConflict)
+		}
+		return 0, fmt.Errorf("%s: %w: spec.podCIDRs of node %q has %s, which is not in pool %q: make Network in net-conf.json the cluster's range (kube-controller-manager --cluster-cidr)", noun, store.ErrUnsupported, b.Node, r, b.Pool)
 	}
 	return 0, fmt.Errorf("%s: %w: node %q has no %s range in spec.podCIDRs; Kubernetes gives them out: kube-controller-manager --allocate-node-cidrs --cluster-cidr, or kubeadm init --pod-network-cidr", noun, store.ErrUnsupported, b.Node, b.Family())
 }

@@ -20,10 +20,11 @@ type wire struct {
 	listener net.Listener
 	received atomic.Int64 // by the store
 
-	mu    sync.Mutex
-	down  bool
-	conns map[net.Conn]bool
-	wg    sync.WaitGroup
+	mu     sync.Mutex
+	frozen chan struct{} // not nil: nothing passes until it is closed
+	down   bool
+	conns  map[net.Conn]bool
+	wg     sync.WaitGroup
 }
 
 // wired returns a wire to the API server, and a kubeconfig that leads over it.
@@ -37,6 +38,7 @@ func (l *lab) wired(t testing.TB) (*wire, string) {
 	w.wg.Go(w.serve)
 	t.Cleanup(func() {
 		_ = ln.Close()
+		w.thaw()
 		w.cut()
 		w.wg.Wait()
 	})
@@ -87,6 +89,12 @@ func (w *wire) pump(to, from net.Conn, count *atomic.Int64) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
+		w.mu.Lock()
+		frozen := w.frozen
+		w.mu.Unlock()
+		if frozen != nil {
+			<-frozen
+		}
 		if count != nil {
 			count.Add(int64(n))
 		}
@@ -112,6 +120,22 @@ func (w *wire) cut() {
 		_ = c.Close()
 	}
 	clear(w.conns)
+}
+
+// freeze lets nothing pass, and keeps all connections, until thaw.
+func (w *wire) freeze() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.frozen = make(chan struct{})
+}
+
+func (w *wire) thaw() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.frozen != nil {
+		close(w.frozen)
+		w.frozen = nil
+	}
 }
 
 func (w *wire) mend() {

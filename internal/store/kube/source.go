@@ -130,6 +130,12 @@ func (s *Store) list(ctx context.Context, src *source, o metav1.ListOptions) (ru
 // where it was after an outage, and does not read everything again.
 func (s *Store) watch(ctx context.Context, src *source, o metav1.ListOptions) (watch.Interface, error) {
 	o.FieldSelector = src.selector
+	s.mu.Lock()
+	denied := src.denied
+	s.mu.Unlock()
+	if denied && !store.Pause(ctx, jitter(2*lookEvery)) {
+		return nil, ctx.Err()
+	}
 	alive := time.Since(src.began)
 	if !src.began.IsZero() && alive < time.Second && !store.Pause(ctx, jitter(shortest)) {
 		return nil, ctx.Err()
@@ -237,7 +243,7 @@ func explain(host, what string, err error) error {
 	text := err.Error()
 	switch {
 	case apierrors.IsForbidden(err):
-		return fmt.Errorf("the API server does not let this agent list and watch %s: %w", what, err)
+		return fmt.Errorf("the API server does not let this agent list and watch %s: its ClusterRole is too small", what)
 	case apierrors.IsUnauthorized(err):
 		return fmt.Errorf("the API server %s does not take this agent's credentials: %w", host, err)
 	case strings.Contains(text, "connection refused"):

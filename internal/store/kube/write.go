@@ -169,6 +169,9 @@ func (s *Store) say(ctx context.Context, name string, known *nodeFacts, want sai
 		if !apierrors.IsConflict(err) {
 			return "", s.failed(ctx, name, err)
 		}
+		if version == "" {
+			continue // the server itself was overtaken, again and again
+		}
 		var now corev1.Node
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		err = s.clients.core.Get().Resource("nodes").Name(name).MaxRetries(0).Do(ctx).Into(&now)
