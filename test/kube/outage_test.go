@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -158,16 +157,30 @@ func addressesAreThoseOfPods(ctx context.Context, l *lab.Lab, node string) error
 	if err != nil {
 		return err
 	}
-	out, err := l.Kubectl(ctx, "get", "pods", "-A", "--field-selector=spec.nodeName="+node, "-o",
-		`jsonpath={range .items[?(@.spec.hostNetwork!=true)]}{.metadata.namespace}/{.metadata.name} {.status.podIPs[*].ip}{"\n"}{end}`)
+	out, err := l.Kubectl(ctx, "get", "pods", "-A", "--field-selector=spec.nodeName="+node, "-o", "json")
 	if err != nil {
 		return err
 	}
-	said := map[string][]string{}
-	for line := range strings.Lines(out) {
-		if f := strings.Fields(line); len(f) > 0 {
-			said[f[0]] = f[1:]
+	var pods struct {
+		Items []struct {
+			Metadata struct{ Namespace, Name string }
+			Spec     struct{ HostNetwork bool }
+			Status   struct{ PodIPs []struct{ IP string } }
 		}
+	}
+	if err := json.Unmarshal([]byte(out), &pods); err != nil {
+		return err
+	}
+	said := map[string][]string{}
+	for _, p := range pods.Items {
+		if p.Spec.HostNetwork {
+			continue
+		}
+		var addrs []string
+		for _, ip := range p.Status.PodIPs {
+			addrs = append(addrs, ip.IP)
+		}
+		said[p.Metadata.Namespace+"/"+p.Metadata.Name] = addrs
 	}
 	for pod, addrs := range given {
 		if !slices.Equal(addrs, said[pod]) {
