@@ -39,7 +39,8 @@ func TestOutcomesOfGoTest(t *testing.T) {
 === RUN   TestConformance/A
 === RUN   TestConformance/A/one
 === RUN   TestConformance/A/two
-    helper.go:101: refused
+    helper.go:101: Expected connection to succeed, stderr: OTHER: protocol not supported
+    helper.go:101: Expected connection to succeed, stderr: REFUSED
 === RUN   TestConformance/A/four
     helper.go:101: Expected connection to succeed, stderr: OTHER: protocol not supported
 --- FAIL: TestConformance (3.00s)
