@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -31,16 +32,24 @@ func TestBandwidthHoldsBothDirectionsToTheirRates(t *testing.T) {
 		{"what the pod gets", free, limited, gets},
 		{"what the pod sends", limited, free, sends},
 	} {
-		got := throughput(t, c.from.ns, c.to.ns, c.to.addr4, time.Second)
+		var got float64
+		for range 5 { // a machine that is busy elsewhere may be slower, never faster
+			if got = throughput(t, c.from.ns, c.to.ns, c.to.addr4, time.Second); got > c.rate/5 {
+				break
+			}
+		}
 		t.Logf("%s: %.1f Mbit/s of %.0f", c.what, got/1e6, c.rate/1e6)
 		if got > 2*c.rate || got < c.rate/5 {
 			t.Errorf("%s: %.1f Mbit/s, want about %.0f", c.what, got/1e6, c.rate/1e6)
 		}
 	}
 	other := n.add("other", nil)
-	if got := throughput(t, free.ns, other.ns, other.addr4, 200*time.Millisecond); got < 2*gets {
-		t.Errorf("between pods without a rate: %.1f Mbit/s", got/1e6)
-	}
+	eventually(t, 20*time.Second, "pods without a rate are faster", func() error {
+		if got := throughput(t, free.ns, other.ns, other.addr4, 200*time.Millisecond); got < 2*gets {
+			return fmt.Errorf("%.1f Mbit/s", got/1e6)
+		}
+		return nil
+	})
 
 	// CHECK tells when the rate is another or gone, or the runtime believes in another; ADD again makes it right.
 	check := func() error { return n.runtime().CheckNetworkList(t.Context(), n.list, limited.conf) }
