@@ -30,7 +30,7 @@ func TestManifestsOnAnAPIServer(t *testing.T) {
 
 // takesEveryManifest: strictly, so that a field that nobody knows is an error, and twice, as people do.
 func takesEveryManifest(t *testing.T, s *server) {
-	for _, file := range []string{manifest} {
+	for _, file := range []string{manifest, "uninstall.yaml"} {
 		for range 2 {
 			for _, u := range objects(t, file) {
 				s.apply(t, u)
