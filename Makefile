@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test test-short build setup lint fmt bench bench-cni bench-datapath bench-policy \
-	chaos scale window probe fuzz cross install uninstall clean kube-setup kube-up kube-down kube kube-conformance
+	chaos scale window probe fuzz cross image install uninstall clean kube-setup kube-up kube-down kube kube-conformance
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,9 @@ kube-conformance: build ## run upstream's suites on such a lab (SUITE=netpol|con
 
 cross: setup-build ## build for linux/amd64 and linux/arm64 into bin/
 	@for arch in amd64 arm64; do GOOS=linux GOARCH=$$arch build/bin bin/linux-$$arch || exit; done
+
+image: ## build the container image with docker or buildah (IMAGE=name, PLATFORMS=linux/amd64,linux/arm64)
+	@build/image $(IMAGE)
 
 install: build ## install the programs and systemd units (PREFIX, CNI_BIN, UNITS, DESTDIR)
 	@build/install install
