@@ -110,9 +110,19 @@ func (l *Lab) agnhost() (image.Image, error) {
 
 var imageLine = regexp.MustCompile(`image: *(\S*agnhost\S*)`)
 
+// withSCTP is agnhost with the two calls that need SCTP sockets done without.
+const withSCTP = `#!/bin/sh
+if [ ! -e /proc/net/sctp ]; then
+	ports=$(env | sed -n 's/^SERVE_SCTP_PORT_\([0-9]*\)=.*/\1/p')
+	if [ "$1" = porter ] && [ -n "$ports" ]; then exec /sctp serve $ports; fi
+	if [ "$1" = connect ] && [ "$3" = --protocol=sctp ]; then exec /sctp connect "${2#--timeout=}" "$4"; fi
+fi
+exec /agnhost.real "$@"
+`
+
 // policyAgnhost is agnhost under the references that the manifests of network-policy-api's suite name, if
-// that suite was built. Its pods always start SCTP servers: where the kernel has no SCTP sockets these
-// idle instead of crashing again and again.
+// that suite was built. Its pods open SCTP associations and answer those of others: where the kernel has
+// no SCTP sockets, command sctp does it for them.
 func (l *Lab) policyAgnhost() ([]image.Image, error) {
 	i := image.Image{Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}}
 	err := filepath.WalkDir(l.bin("network-policy-api"), func(p string, _ fs.DirEntry, err error) error {
@@ -143,7 +153,8 @@ func (l *Lab) policyAgnhost() ([]image.Image, error) {
 	}
 	i.Files = slices.Concat(shell, applets, []image.File{
 		{Path: "/agnhost.real", Source: l.bin("agnhost")},
-		{Path: "/agnhost", Text: "#!/bin/sh\n[ \"$1\" = porter ] && env | grep -q SERVE_SCTP && exec /agnhost.real pause\nexec /agnhost.real \"$@\"\n"},
+		{Path: "/sctp", Source: l.bin("sctp")},
+		{Path: "/agnhost", Text: withSCTP},
 		{Path: "/tmp"},
 	}, under("/bin/bash", "bash"))
 	return []image.Image{i}, nil

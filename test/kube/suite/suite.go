@@ -32,7 +32,7 @@ var Suites = map[string]Suite{
 	"netpol":      {About: "NetworkPolicy (sig-network)", focus: `\[sig-network\] Netpol`, skip: `SCTPConnectivity`},
 	"conformance": {About: "Conformance (sig-network)", focus: `\[sig-network\].*\[Conformance\]`, skip: `\[Serial\]`},
 	"dualstack":   {About: "IPv4 and IPv6 (sig-network)", focus: `\[Feature:IPv6DualStack\]`, skip: `SCTPConnectivity|\[Serial\]`, DualStack: true},
-	"cnp":         {About: "ClusterNetworkPolicy (network-policy-api)", skip: `/SCTP`},
+	"cnp":         {About: "ClusterNetworkPolicy (network-policy-api)"},
 }
 
 // Names lists the suites.
