@@ -13,6 +13,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,15 +23,15 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
-
-	"github.com/go-logr/logr"
 
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
@@ -140,6 +141,7 @@ func connect(o Options) (clients, error) {
 	cfg.UserAgent = "heddle/" + o.Version
 	cfg.QPS, cfg.Burst = requestsPerSecond, requestsAtOnce
 	cfg.Dial = dialer().DialContext
+	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return honest{rt} })
 	// client-go takes the times after which a silent HTTP/2 connection is asked, and given up, from nowhere
 	// else. Its own are 30 s and 15 s.
 	for _, name := range []string{"HTTP2_READ_IDLE_TIMEOUT_SECONDS", "HTTP2_PING_TIMEOUT_SECONDS"} {
@@ -185,6 +187,30 @@ func dialer() *net.Dialer {
 			return err
 		},
 	}
+}
+
+// errSilence and errLost are what honest makes of errors that client-go takes for the end of a watch.
+var (
+	errSilence = errors.New("no answer in time")
+	errLost    = errors.New("the connection was lost")
+)
+
+// honest lets nobody take a server that does not answer for one that has nothing to tell: client-go makes an
+// empty watch of a timeout, and of a connection that is lost before there is an answer.
+type honest struct{ http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (h honest) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := h.RoundTripper.RoundTrip(r)
+	switch {
+	case err == nil || r.Context().Err() != nil:
+		return resp, err
+	case utilnet.IsTimeout(err):
+		return resp, errSilence
+	case utilnet.IsProbableEOF(err):
+		return resp, errLost
+	}
+	return resp, err
 }
 
 // typed is a client for the built-in types of one group, in Protobuf.

@@ -228,24 +228,36 @@ func TestServerThatWasPutBack(t *testing.T) {
 	}
 }
 
-// TestServerThatHangsIsNoticed: it takes connections, and answers nothing.
+// TestServerThatHangsIsNoticed: nothing comes over the connections that there are, or nobody answers on new ones.
 func TestServerThatHangsIsNoticed(t *testing.T) {
 	l := newLab(t)
 	l.node(t, "node-1", "10.128.1.0/24")
-	w, s := l.over(t, kube.Options{Node: "node-1", Pools: []model.Pool{pool()}, Log: logOf(t)})
-	m := follow(t, s, model.KindEndpoint, model.KindResource)
-	l.agree(t, m)
-	begin := time.Now()
-	w.freeze()
-	beat := &model.Heartbeat{Node: "node-1", TTL: time.Second}
-	until(t, "the silence to be noticed", func() bool {
-		_, err := s.Put(context.Background(), beat, store.AnyRevision)
-		return errors.Is(err, store.ErrUnavailable)
-	})
-	t.Logf("noticed after %s", time.Since(begin).Round(time.Second))
-	l.make(t, pods, pod("default", "after", "node-1", "10.128.1.9", nil))
-	w.thaw()
-	l.agree(t, m)
+	ctx := context.Background()
+	for name, known := range map[string]bool{"while it is followed": true, "before": false} {
+		t.Run(name, func(t *testing.T) {
+			w, config := l.wired(t)
+			if !known {
+				w.freeze()
+			}
+			s := l.open(t, kube.Options{Kubeconfig: config, Node: "node-1", Pools: []model.Pool{pool()}, Log: logOf(t)})
+			m := follow(t, s, model.KindEndpoint)
+			if known {
+				if _, _, err := s.List(ctx, model.KindNode, model.KindEndpoint); err != nil {
+					t.Fatal(err)
+				}
+				w.freeze()
+			}
+			begin := time.Now()
+			until(t, "the silence to be noticed", func() bool {
+				_, err := s.Put(ctx, &model.Heartbeat{Node: "node-1", TTL: time.Second}, store.AnyRevision)
+				return errors.Is(err, store.ErrUnavailable)
+			})
+			t.Logf("noticed after %s", time.Since(begin).Round(time.Second))
+			l.make(t, pods, pod("default", fmt.Sprint("known-", known), "node-1", "10.128.1.9", nil))
+			w.thaw()
+			l.agree(t, m)
+		})
+	}
 }
 
 // TestStartAmidChurnMissesNothing: stores that start while pods come and go hold in the end what is there.

@@ -248,9 +248,9 @@ func explain(host, what string, err error) error {
 		return fmt.Errorf("the API server %s does not take this agent's credentials: %w", host, err)
 	case strings.Contains(text, "connection refused"):
 		return fmt.Errorf("no API server listens at %s: connection refused", host)
-	case errors.Is(err, context.DeadlineExceeded) || strings.Contains(text, "i/o timeout"):
+	case errors.Is(err, errSilence) || errors.Is(err, context.DeadlineExceeded) || strings.Contains(text, "i/o timeout"):
 		return fmt.Errorf("the API server %s does not answer in time", host)
-	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || strings.Contains(text, "client connection lost"):
+	case errors.Is(err, errLost) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || strings.Contains(text, "client connection lost"):
 		return fmt.Errorf("the connection to the API server %s was lost", host)
 	}
 	return fmt.Errorf("the API server %s: %w", host, err)
