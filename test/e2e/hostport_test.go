@@ -43,13 +43,13 @@ func TestHostPortsLeadToTheirPods(t *testing.T) {
 			n.portsComeBack()
 
 			web.del()
+			if out := n.must("nft list table inet heddle"); strings.Contains(out, "8080") || strings.Contains(out, "5353") {
+				t.Errorf("left of the ports:\n%s", out)
+			}
 			for _, at := range []string{"192.168.0.1:8080", "192.168.0.1:8443", "[2001:db8::1]:8080"} {
 				refused(t, n.client, at)
 			}
 			refused(t, n.ns, "127.0.0.1:8080")
-			if out := n.must("nft list table inet heddle"); strings.Contains(out, "8080") || strings.Contains(out, "5353") {
-				t.Errorf("left of the ports:\n%s", out)
-			}
 		})
 	}
 }
