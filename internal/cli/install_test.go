@@ -143,7 +143,7 @@ func TestHealthSaysByItsExitCodeWhatTheAgentAnswers(t *testing.T) {
 	s := &http.Server{Handler: mux}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
-	t.Cleanup(func() { _ = s.Close(); <-done })
+	t.Cleanup(func() { _ = s.Close(); _ = <-done })
 	if code, said := health(); code != 0 || said != "ok\n" {
 		t.Errorf("an agent that works: %d, %s", code, said)
 	}
