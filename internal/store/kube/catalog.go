@@ -71,10 +71,10 @@ func newCatalog(node string, log *slog.Logger) *catalog {
 	return c
 }
 
-// set makes an object what is known under its key. The same once more is no change, unless anew. mu is held.
-func (c *catalog) set(key string, o model.Object, anew bool) {
+// set makes an object what is known under its key. The same once more is no change. mu is held.
+func (c *catalog) set(key string, o model.Object) {
 	was, there := c.objects[o.Kind()][key]
-	if there && !anew && same(was.object, o) {
+	if there && same(was.object, o) {
 		return
 	}
 	c.changed(change{kind: o.Kind(), key: key, object: o})
@@ -122,7 +122,7 @@ func same(a, b model.Object) bool {
 	case *model.Pool:
 		return *a == *b.(*model.Pool)
 	}
-	return false // nodes are compared by what they are made of
+	return false // nodes are compared by what they are made of: saying the same once more is a write as well
 }
 
 // usable tells why nothing can be asked. mu is held.

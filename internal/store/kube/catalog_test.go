@@ -75,7 +75,7 @@ func TestWhatDidNotChangeIsNoEvent(t *testing.T) {
 			p.Labels["app"] = "other"
 		}
 		th := x.reducePod(p)
-		locked(c, func() { c.set(th.key, th.object, false) })
+		locked(c, func() { c.set(th.key, th.object) })
 	}
 	put(nil)
 	first := c.revision
@@ -88,7 +88,7 @@ func TestWhatDidNotChangeIsNoEvent(t *testing.T) {
 		t.Errorf("another label made %d changes", c.revision-first)
 	}
 	n := reduceNode(aNode())
-	n.node.said.node = ""
+	n.node.said.node = `{"name":"a","address4":"192.168.0.1"}`
 	locked(c, func() { c.takeNode("a", n.node) })
 	rev := c.revision
 	again := *n.node
@@ -97,13 +97,19 @@ func TestWhatDidNotChangeIsNoEvent(t *testing.T) {
 	if c.revision != rev || c.nodes["a"].version != "10" {
 		t.Error("a kubelet's status is a change of the node")
 	}
+	written := again
+	written.said.written = "now"
+	locked(c, func() { c.takeNode("a", &written) })
+	if c.revision != rev+1 {
+		t.Errorf("a write that says the same once more made %d changes: it must be seen as one", c.revision-rev)
+	}
 }
 
 func TestReaderThatIsBehindIsAskedToListAgain(t *testing.T) {
 	c := newTestCatalog(t)
 	for i := range 3 * history {
 		e := &model.Endpoint{Node: "a", Namespace: "x", Name: "p", UID: fmt.Sprint(i)}
-		locked(c, func() { c.set(e.Key(), e, false) })
+		locked(c, func() { c.set(e.Key(), e) })
 	}
 	if len(c.changes) > 2*history {
 		t.Errorf("%d changes are kept", len(c.changes))
@@ -240,7 +246,7 @@ func TestListingAnewTellsOnlyWhatDiffers(t *testing.T) {
 	}
 	other := &model.Resource{APIVersion: "crd.projectcalico.org/v1", Type: "NetworkPolicy", Namespace: "x", Name: "a", Body: []byte("{}")}
 	locked(s.catalog, func() {
-		s.set(other.Key(), other, false)
+		s.set(other.Key(), other)
 		s.replace(src, []*thin{policy("a", "1"), policy("b", "1"), policy("c", "1")})
 	})
 	from := s.revision
@@ -252,6 +258,9 @@ func TestListingAnewTellsOnlyWhatDiffers(t *testing.T) {
 	want := []string{"1 NetworkPolicy.networking.k8s.io:x:c", "0 NetworkPolicy.networking.k8s.io:x:b", "0 NetworkPolicy.networking.k8s.io:x:d"}
 	if int(s.revision-from) != len(want) {
 		t.Fatalf("%d changes, want %v", s.revision-from, want)
+	}
+	if s.objects[model.KindResource][other.Key()].object == nil {
+		t.Error("what another source told of is gone")
 	}
 	for _, w := range want {
 		if e := <-events; fmt.Sprint(int(e.Type), " ", e.Key) != w {

@@ -202,7 +202,7 @@ func (c *catalog) takeNode(name string, f *nodeFacts) {
 		case n == nil:
 			c.drop(model.KindNode, name)
 		default:
-			c.set(name, n, true)
+			c.set(name, n)
 		}
 	}
 	close(c.arrived)

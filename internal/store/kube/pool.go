@@ -47,7 +47,7 @@ func (c *catalog) deletePool(name string, at store.Revision) error {
 func (c *catalog) repool() {
 	for name, p := range c.filed {
 		p = c.sized(p)
-		c.set(name, &p, false)
+		c.set(name, &p)
 	}
 	for r := range c.holders {
 		c.reblock(r)
@@ -109,7 +109,7 @@ func (c *catalog) reblock(r netip.Prefix) {
 	for name, p := range c.filed {
 		if holds(p, r) {
 			b.Pool, b.Node = name, names[0]
-			c.set(b.Key(), b, false)
+			c.set(b.Key(), b)
 			return
 		}
 	}

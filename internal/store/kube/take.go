@@ -26,7 +26,7 @@ func (s *Store) take(src *source, t *thin, gone bool) {
 			s.services = true
 			poke(s.poke)
 		}
-		s.set(t.key, t.object, false)
+		s.set(t.key, t.object)
 	}
 }
 
