@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -304,10 +305,43 @@ func TestUDPClientFollowsItsHostPort(t *testing.T) {
 		untouched()
 		answer(t, p.ns, name, "udp [::]:53")
 		says("192.168.0.1:5353", name)
+		stop := sends(t, n.client, "192.168.0.9:4001", "192.168.0.1:5353")
+		eventually(t, 20*time.Second, "another client's packets go there", func() error {
+			if len(n.tracked("sport=4001 dport=5353", "src="+p.addr4)) == 0 {
+				return fmt.Errorf("%q", n.tracked("sport=4001"))
+			}
+			return nil
+		})
 		p.del()
+		stop()
+		if stale := n.tracked("sport=4001 dport=5353", "src="+p.addr4); len(stale) > 0 {
+			t.Errorf("after %s went a client that kept sending is led to it: %q", name, stale)
+		}
 		if stale := n.tracked("dst=192.168.0.1 sport=4000 dport=5353"); len(stale) > 0 {
 			t.Errorf("after %s went the kernel still has %q", name, stale)
 		}
 		untouched()
 	}
+}
+
+// sends sends datagrams all the time, until it is told to stop.
+func sends(t *testing.T, ns, from, to string) (stop func()) {
+	t.Helper()
+	c, err := socket(file(ns), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for dst := netip.MustParseAddrPort(to); !errors.Is(err, net.ErrClosed); time.Sleep(500 * time.Microsecond) {
+			_, err = c.WriteToUDPAddrPort([]byte("?"), dst)
+		}
+	}()
+	stop = sync.OnceFunc(func() {
+		_ = c.Close()
+		<-done
+	})
+	t.Cleanup(stop)
+	return stop
 }
