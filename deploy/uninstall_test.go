@@ -127,6 +127,11 @@ func TestUninstallLeavesTheNodeAsItWas(t *testing.T) {
 	a.stop()
 	b.stop()
 	refuses("workloads are attached")
+	// A pod that another plugin hung on the bridge, as on a node that was Flannel's.
+	a.run("ip", "link", "add", "fv0", "type", "veth", "peer", "name", "fv1")
+	a.run("ip", "link", "set", "fv0", "master", "cni0")
+	refuses(", fv0)")
+	a.run("ip", "link", "del", "fv0")
 
 	// No plan has rules now; they and routes in other tables are Heddle's by their mark.
 	a.run("ip", "rule", "add", "pref", "1040", "lookup", "77", "protocol", "104")
