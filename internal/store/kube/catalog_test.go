@@ -268,3 +268,36 @@ func TestListingAnewTellsOnlyWhatDiffers(t *testing.T) {
 		}
 	}
 }
+
+// TestListWaitsForAllThatItNeeds, and no longer: policies that are not known yet must not count as none.
+func TestListWaitsForAllThatItNeeds(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*catalog, *source)
+		says   string // why nothing can be listed; empty: it can
+	}{
+		"all is known":            {func(*catalog, *source) {}, ""},
+		"a source has not told":   {func(_ *catalog, s *source) { s.synced = false }, "has not told of all policies"},
+		"a source cannot be read": {func(_ *catalog, s *source) { s.synced, s.err = false, errors.New("refused") }, "refused"},
+		"it could be read once":   {func(_ *catalog, s *source) { s.err = errors.New("refused") }, ""},
+		"a kind is refused":       {func(_ *catalog, s *source) { s.synced, s.denied = false, true }, ""},
+		"what another kind needs": {func(_ *catalog, s *source) { s.synced, s.kind = false, model.KindEndpoint }, ""},
+		"kinds are not known":     {func(c *catalog, _ *source) { c.looked = false }, "which kinds"},
+		"nobody tells of kinds":   {func(c *catalog, _ *source) { c.looked, c.lookErr = false, errors.New("refused") }, "refused"},
+		"services are named":      {func(c *catalog, _ *source) { c.services = true }, "names services"},
+		"services are known":      {func(c *catalog, _ *source) { c.services, c.sliced = true, true }, ""},
+	} {
+		cat := newCatalog("a", slog.New(slog.DiscardHandler))
+		src := &source{kind: model.KindResource, synced: true}
+		src.resource.Resource = "policies"
+		cat.looked, cat.sources = true, []*source{src}
+		c.change(cat, src)
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		_, _, err := cat.List(ctx, model.KindResource)
+		cancel()
+		switch {
+		case c.says == "" && err != nil, c.says != "" && (!errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), c.says)):
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
+		cat.close()
+	}
+}
