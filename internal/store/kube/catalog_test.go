@@ -269,6 +269,28 @@ func TestListingAnewTellsOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
+// TestKindThatIsServedNoMoreIsForgotten, and what its stream still tells changes nothing.
+func TestKindThatIsServedNoMoreIsForgotten(t *testing.T) {
+	s := &Store{catalog: newTestCatalog(t), poke: make(chan struct{}, 1)}
+	src := &source{kind: model.KindResource, prefix: "Tier.crd.projectcalico.org:", cancel: func() {}}
+	s.sources = []*source{src}
+	k := &sink{s, src}
+	tier := func(name string) *thin {
+		r := &model.Resource{APIVersion: "crd.projectcalico.org/v1", Type: "Tier", Name: name, Body: []byte("{}")}
+		return &thin{name: name, key: r.Key(), object: r}
+	}
+	if err := k.Replace([]any{tier("a"), tier("b")}, "1"); err != nil || !src.synced || len(s.objects[model.KindResource]) != 2 {
+		t.Fatalf("%v: %v", err, s.objects[model.KindResource])
+	}
+	s.stop(src)
+	if err := errors.Join(k.Add(tier("c")), k.Replace([]any{tier("d")}, "2")); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(s.objects[model.KindResource]); n != 0 || len(s.sources) != 0 {
+		t.Errorf("%d objects, %d sources", n, len(s.sources))
+	}
+}
+
 // TestListWaitsForAllThatItNeeds, and no longer: policies that are not known yet must not count as none.
 func TestListWaitsForAllThatItNeeds(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -113,8 +113,8 @@ func largePod(i int) *corev1.Pod {
 	p.CreationTimestamp = metav1.Now()
 	p.Annotations = map[string]string{"checksum/config": strings.Repeat("ab", 32), "kubectl.kubernetes.io/restartedAt": "2026-01-02T03:04:05Z"}
 	p.ManagedFields = []metav1.ManagedFieldsEntry{
-		{Manager: "kube-controller-manager", Operation: "Update", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:metadata":` + strings.Repeat(" ", 900) + `{}}`)}},
-		{Manager: "kubelet", Operation: "Update", Subresource: "status", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:status":` + strings.Repeat(" ", 700) + `{}}`)}},
+		{Manager: "kube-controller-manager", Operation: "Update", FieldsV1: metav1.NewFieldsV1(`{"f:metadata":` + strings.Repeat(" ", 900) + `{}}`)},
+		{Manager: "kubelet", Operation: "Update", Subresource: "status", FieldsV1: metav1.NewFieldsV1(`{"f:status":` + strings.Repeat(" ", 700) + `{}}`)},
 	}
 	c := &p.Spec.Containers[0]
 	c.Image = "registry.example.com/shop/app@sha256:" + strings.Repeat("0", 64)

@@ -36,7 +36,9 @@ func follow(t *testing.T, s store.Store, kinds ...model.Kind) *storetest.Mirror 
 	}()
 	t.Cleanup(func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 	return m
 }
