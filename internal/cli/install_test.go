@@ -143,7 +143,12 @@ func TestHealthSaysByItsExitCodeWhatTheAgentAnswers(t *testing.T) {
 	s := &http.Server{Handler: mux}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
-	t.Cleanup(func() { _ = s.Close(); _ = <-done })
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+	})
 	if code, said := health(); code != 0 || said != "ok\n" {
 		t.Errorf("an agent that works: %d, %s", code, said)
 	}
