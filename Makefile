@@ -64,7 +64,7 @@ probe: setup build ## probe 20,000 pairs under random policies in real labs (PRO
 fuzz: setup-build ## fuzz every parser of outside bytes for a while (FUZZTIME=10s each)
 	@build/test fuzz
 
-kube-setup: setup-build ## build Kubernetes, containerd and upstream's suites for the lab, once (13 minutes on two cores)
+kube-setup: setup-build ## build Kubernetes, containerd and upstream's suites for the lab, once (15 minutes on two cores)
 	@build/kube suites
 
 kube-up: build ## bring up a real Kubernetes of two nodes with Heddle in namespaces (ARGS, see test/kube/README.md)
