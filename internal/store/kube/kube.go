@@ -65,8 +65,6 @@ const silence = 5 * time.Second
 // Store is the store on the API server.
 type Store struct {
 	*catalog
-	node    string
-	log     *slog.Logger
 	clients clients
 	texts   *texts
 
@@ -109,7 +107,7 @@ func New(ctx context.Context, o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		catalog: newCatalog(o.Node, o.Log), node: o.Node, log: o.Log, clients: c, texts: newTexts(),
+		catalog: newCatalog(o.Node, o.Log), clients: c, texts: newTexts(),
 		poke: make(chan struct{}, 1), optional: map[schema.GroupVersionResource]*source{},
 	}
 	for _, p := range o.Pools {
