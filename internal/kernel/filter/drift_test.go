@@ -109,6 +109,7 @@ next:
 func TestEveryDamageIsRepaired(t *testing.T) {
 	s := newSpace(t)
 	d := s.driver(false, "cni0")
+	must(t, d.SetLogging(t.Context(), true)) // no set is empty
 	apply(t, d, rich())
 	want := s.everything()
 	damages := []string{
