@@ -9,6 +9,7 @@ import (
 	"github.com/heddle-net/heddle/internal/enforce"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
+	"github.com/heddle-net/heddle/internal/store"
 )
 
 // Status is one honest look at a node: what `heddle status -o json` prints.
@@ -75,6 +76,9 @@ func (a *Agent) Status() Status {
 		Attachment: a.Config.Attachment, Pass: s.pass, Workloads: a.ledger.List(),
 		Pools: a.clusterPools(), Blocks: []BlockStatus{}, Peers: []PeerStatus{}, Problems: []model.Problem{},
 		Store: StoreStatus{Type: a.Config.Store.Type, Endpoints: a.Config.Store.Endpoints, Connected: s.synced && s.storeErr == nil, Since: s.storeSince},
+	}
+	if p, ok := a.Store.(store.Placed); ok {
+		r.Store.Endpoints = []string{p.Endpoint()}
 	}
 	if s.ready != nil {
 		r.Reason = s.ready.Error()

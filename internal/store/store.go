@@ -67,6 +67,9 @@ type KeyRevision struct {
 
 // Placed is a store that knows by itself which addresses a node has, as Kubernetes does.
 type Placed interface {
+	// Endpoint is where the store is reached, for people.
+	Endpoint() string
+
 	// NodeAddresses are those by which others reach the node; nil when the store knows none.
 	NodeAddresses(node string) []netip.Addr
 }

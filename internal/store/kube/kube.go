@@ -220,6 +220,9 @@ func typed(cfg *rest.Config, one *http.Client, path string, gv schema.GroupVersi
 	return rest.RESTClientForConfigAndClient(c, one)
 }
 
+// Endpoint implements store.Placed: the URL of the API server.
+func (s *Store) Endpoint() string { return s.clients.host }
+
 // Close implements store.Store.
 func (s *Store) Close() error {
 	s.cancel()
