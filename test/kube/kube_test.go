@@ -37,7 +37,7 @@ func up(t *testing.T, change ...func(*lab.Spec)) (context.Context, *lab.Lab) {
 	if spec.Network == lab.Heddle {
 		spec.Programs = strings.TrimSuffix(harness.Build(t).Heddle, "/heddle")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Minute)
 	l, err := lab.Up(ctx, spec)
 	if err != nil {
 		cancel()

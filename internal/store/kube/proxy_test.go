@@ -34,6 +34,12 @@ func (l *lab) wired(t testing.TB) (*wire, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return l.wiredOn(t, ln)
+}
+
+// wiredOn is wired with a listener that may stand in another network namespace.
+func (l *lab) wiredOn(t testing.TB, ln net.Listener) (*wire, string) {
+	t.Helper()
 	w := &wire{to: strings.TrimPrefix(l.url, "https://"), listener: ln, conns: map[net.Conn]bool{}}
 	w.wg.Go(w.serve)
 	t.Cleanup(func() {
