@@ -144,8 +144,10 @@ func TestAgentInALargeCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	add := exec.Command(bins.Plugin)
-	add.Env = []string{"CNI_COMMAND=ADD", "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=/run/netns/" + podNS, "CNI_PATH=/nowhere",
-		fmt.Sprintf("CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_UID=%s", local.Namespace, local.Name, local.UID)}
+	add.Env = []string{
+		"CNI_COMMAND=ADD", "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=/run/netns/" + podNS, "CNI_PATH=/nowhere",
+		fmt.Sprintf("CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_UID=%s", local.Namespace, local.Name, local.UID),
+	}
 	add.Stdin = bytes.NewReader(stdin)
 	if out, err := add.CombinedOutput(); err != nil {
 		t.Fatalf("ADD: %v: %s", err, out)
