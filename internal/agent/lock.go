@@ -7,13 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockName is an abstract Unix address: one per network namespace, and freed by the kernel when the
-// process ends, however it ends.
-const lockName = "@heddle-agent"
+// LockName is the abstract Unix address that an agent holds while it works on a network namespace: the kernel
+// frees it when the process ends, however it ends.
+const LockName = "@heddle-agent"
 
 // lockNode makes sure that one agent at most works on this network namespace.
 func lockNode() (unlock func(), err error) {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: lockName, Net: "unix"})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: LockName, Net: "unix"})
 	if err == nil {
 		return func() { _ = l.Close() }, nil
 	}
@@ -25,7 +25,7 @@ func lockNode() (unlock func(), err error) {
 
 // lockHolder asks the kernel who listens; 0 when it cannot be told, also across PID namespaces.
 func lockHolder() int {
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: lockName, Net: "unix"})
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: LockName, Net: "unix"})
 	if err != nil {
 		return 0
 	}

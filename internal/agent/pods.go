@@ -27,10 +27,14 @@ func (p *pods) Ready() error { return (*Agent)(p).snapshot().ready }
 // GC finds.
 func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.Attached, error) {
 	a := (*Agent)(p)
-	defer a.keys.lock(w.Key())()
 	if err := p.Ready(); err != nil {
 		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", err)
 	}
+	// Before any lock and any address: the store may tell late, and neither passes nor other pods wait for that.
+	if err := a.policy.AwaitPod(ctx, w); err != nil {
+		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", err)
+	}
+	defer a.keys.lock(w.Key())()
 	a.attaching.RLock()
 	defer a.attaching.RUnlock()
 	s := a.snapshot()

@@ -5,11 +5,15 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/heddle-net/heddle/internal/cni"
+	"github.com/heddle-net/heddle/internal/enforce"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
+	"github.com/heddle-net/heddle/internal/store"
 	"github.com/heddle-net/heddle/internal/store/memory"
 )
 
@@ -125,5 +129,51 @@ func TestAddNamesNoRouteThatTheInterfaceDoesNotGet(t *testing.T) {
 	got := attached(w, plan.PodOf(plan.Input{Self: "n1", Cluster: c}, w, 1450))
 	if len(got.Routes) != 1 || !got.Routes[0].Addr().Is4() {
 		t.Fatalf("routes %v, want the IPv4 default alone", got.Routes)
+	}
+}
+
+// TestAddThatWaitsForItsPodHoldsUpNobody: the API server may tell of a pod long after the runtime has asked for it.
+func TestAddThatWaitsForItsPodHoldsUpNobody(t *testing.T) {
+	s := memory.New()
+	put(t, s, pool("10.244.0.0/16", 24))
+	a := registrar(t, s, "n1", t.TempDir())
+	var err error
+	a.policy, err = enforce.New(enforce.Options{Node: "n1", Log: a.Log, Memory: filepath.Join(t.TempDir(), "policy.json.gz"), Named: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.policy.Take(store.Batch{Whole: true})
+	a.policy.SetNode(nil, nil)
+	c, own := twoBlocks()
+	c.Blocks = own[3:]
+	a.update(func(s *state) {
+		s.blocks, s.plan, s.input, s.ready = own[3:], &plan.Plan{}, &plan.Input{Self: "n1", Cluster: c}, nil
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	added := make(chan error, 1)
+	go func() {
+		_, err := (*pods)(a).Add(ctx, model.Workload{ContainerID: "c1", IfName: "eth0", Namespace: "dev", Name: "web"}, nil)
+		added <- err
+	}()
+	for range 50 {
+		if !a.attaching.TryLock() {
+			t.Error("a pass would wait for the store to tell of a pod")
+			break
+		}
+		a.attaching.Unlock()
+		time.Sleep(2 * time.Millisecond)
+	}
+	if l := a.ledger.List(); len(l) > 0 {
+		t.Errorf("%v has an address though nobody has told of it", l)
+	}
+	select {
+	case err := <-added:
+		t.Errorf("ADD did not wait: %v", err)
+	default:
+	}
+	cancel()
+	var refused *cni.Error
+	if err := <-added; !errors.As(err, &refused) || refused.Code != cni.CodeTryAgainLater {
+		t.Errorf("%v, want an error that asks to try again later", err)
 	}
 }

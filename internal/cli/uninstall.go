@@ -16,15 +16,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/heddle-net/heddle/internal/agent"
 	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/config"
 	"github.com/heddle-net/heddle/internal/kernel/filter"
 	"github.com/heddle-net/heddle/internal/kernel/netlink"
 	"github.com/heddle-net/heddle/internal/kernel/nft"
 )
-
-// agentLock is the abstract Unix address that an agent holds while it works on a network namespace.
-const agentLock = "@heddle-agent"
 
 // uninstall is one removal.
 type uninstall struct {
@@ -160,7 +158,7 @@ func (u *uninstall) configure(cmd *cobra.Command) error {
 
 // lockAgents makes sure that no agent works on this network namespace, and that none starts to until unlock.
 func lockAgents() (unlock func(), err error) {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: agentLock, Net: "unix"})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: agent.LockName, Net: "unix"})
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, errors.New("an agent runs on this node: stop it first (systemctl stop heddle-agent; in Kubernetes, delete its DaemonSet)")
 	}

@@ -278,13 +278,13 @@ func (e *Enforcer) openNetns(a netip.Addr) *os.File {
 // Admit puts a workload's entries into the kernel, before it has an interface. When it returns nil, what
 // the policies say of the workload is in force.
 func (e *Enforcer) Admit(ctx context.Context, w model.Workload, mac string) error {
-	if err := e.awaitPod(ctx, &w); err != nil {
-		return err
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !e.known || !e.placed {
+	switch {
+	case !e.known || !e.placed:
 		return ErrUnknown
+	case !e.named(&w):
+		return fmt.Errorf("%s: %w", w.String(), ErrUnnamed)
 	}
 	e.hold(w, mac)
 	if err := e.flush(ctx); err != nil {

@@ -71,19 +71,26 @@ func (e *Enforcer) putForeign(key string) {
 	e.put("e/"+key, endpoint(o))
 }
 
-// awaitPod waits until the store has told of a workload, if it is one that tells of pods.
-func (e *Enforcer) awaitPod(ctx context.Context, w *model.Workload) error {
+// named tells whether the store has told of a workload, if it is one that tells of pods. mu is held.
+func (e *Enforcer) named(w *model.Workload) bool {
 	key := e.podKey(w)
 	if !e.Named || key == "" {
-		return nil
+		return true
 	}
+	o := e.pods[key]
+	return o != nil && (w.UID == "" || o.UID == w.UID)
+}
+
+// AwaitPod waits until the store has told of a workload that Admit would refuse before that. It may take long, so
+// whoever calls it holds no lock.
+func (e *Enforcer) AwaitPod(ctx context.Context, w model.Workload) error {
 	ctx, cancel := context.WithTimeout(ctx, podPatience)
 	defer cancel()
 	for {
 		e.mu.Lock()
-		o, told := e.pods[key], e.told
+		named, told := e.named(&w), e.told
 		e.mu.Unlock()
-		if o != nil && (w.UID == "" || o.UID == w.UID) {
+		if named {
 			return nil
 		}
 		select {

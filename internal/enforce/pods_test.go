@@ -108,7 +108,13 @@ func TestPodIsAdmittedOnceTheStoreHasToldOfItAndNotOfItsPredecessor(t *testing.T
 	a := netip.MustParseAddr("10.244.0.9")
 	w := model.Workload{ContainerID: "c", IfName: "eth0", Namespace: "dev", Name: "web", UID: "2", HostLink: "hdc", Addresses: []netip.Addr{a}}
 	admitted := make(chan error, 1)
-	go func() { admitted <- e.Admit(context.Background(), w, "02:00:00:00:00:09") }()
+	go func() {
+		err := e.AwaitPod(context.Background(), w)
+		if err == nil {
+			err = e.Admit(context.Background(), w, "02:00:00:00:00:09")
+		}
+		admitted <- err
+	}()
 	put(t, s, pod("1", "web"))
 	select {
 	case err := <-admitted:
@@ -133,8 +139,10 @@ func TestPodOfWhichTheStoreDoesNotTellIsNotAdmitted(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	w := model.Workload{ContainerID: "c", IfName: "eth0", Namespace: "dev", Name: "web", HostLink: "hdc"}
-	if err := e.Admit(ctx, w, ""); !errors.Is(err, ErrUnnamed) {
-		t.Fatalf("%v, want ErrUnnamed", err)
+	for what, err := range map[string]error{"AwaitPod": e.AwaitPod(ctx, w), "Admit": e.Admit(context.Background(), w, "")} {
+		if !errors.Is(err, ErrUnnamed) {
+			t.Fatalf("%s: %v, want ErrUnnamed", what, err)
+		}
 	}
 	w.Name = "" // a container that is no pod has nothing to wait for
 	if err := e.Admit(context.Background(), w, ""); err != nil {
@@ -152,7 +160,7 @@ func TestPodOfAnotherPluginIsPolicedUntilOneOfOursHasItsName(t *testing.T) {
 	e := enforcing(t, s, file)
 	eventually(t, "policed", func() bool { return e.policed(old) })
 	w := model.Workload{ContainerID: "c", IfName: "eth0", Namespace: "dev", Name: "web", HostLink: "hdc", Addresses: []netip.Addr{fresh}}
-	if err := e.Admit(context.Background(), w, "02:00:00:00:00:08"); err != nil {
+	if err := errors.Join(e.AwaitPod(context.Background(), w), e.Admit(context.Background(), w, "02:00:00:00:00:08")); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the new address is policed, the old one nobody's", func() bool { return e.policed(fresh) && !e.policed(old) })
@@ -163,7 +171,7 @@ func TestPodOfAnotherPluginIsPolicedUntilOneOfOursHasItsName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := down.awaitPod(context.Background(), &w); err != nil {
+	if err := down.AwaitPod(context.Background(), w); err != nil {
 		t.Error(err)
 	}
 	// A pod that is deleted decides nothing any more.
