@@ -12,6 +12,8 @@ type Cluster struct {
 	Pools  []Pool  `json:"pools"`
 	Nodes  []Node  `json:"nodes"`
 	Blocks []Block `json:"blocks"`
+	// Settings are what people wrote about the network in Calico's words: IPPool, BGPPeer and such.
+	Settings []Setting `json:"settings,omitempty"`
 }
 
 // Sort puts every list in the order of its keys (blocks: of their addresses).
@@ -19,6 +21,7 @@ func (c *Cluster) Sort() {
 	slices.SortFunc(c.Pools, func(a, b Pool) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(c.Nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(c.Blocks, func(a, b Block) int { return a.CIDR.Compare(b.CIDR) })
+	slices.SortFunc(c.Settings, func(a, b Setting) int { return cmp.Compare(a.Key(), b.Key()) })
 }
 
 // Node finds a node by name; nil when there is none.

@@ -21,11 +21,12 @@ const (
 	KindHeartbeat Kind = "heartbeats"
 	KindEndpoint  Kind = "endpoints"
 	KindResource  Kind = "resources"
+	KindSetting   Kind = "settings"
 )
 
 // Kinds lists every kind, in the order in which a reader wants them.
 func Kinds() []Kind {
-	return []Kind{KindPool, KindNode, KindBlock, KindHeartbeat, KindEndpoint, KindResource}
+	return []Kind{KindPool, KindNode, KindBlock, KindHeartbeat, KindEndpoint, KindResource, KindSetting}
 }
 
 // Object is what a store files: it knows its kind, its key and whether it makes sense.
@@ -52,6 +53,8 @@ func New(k Kind) Object {
 		return &Endpoint{}
 	case KindResource:
 		return &Resource{}
+	case KindSetting:
+		return &Setting{}
 	}
 	return nil
 }

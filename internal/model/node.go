@@ -15,6 +15,8 @@ type Path string
 const (
 	PathDirect Path = "direct" // a plain route by the peer's address, which must be on-link
 	PathVXLAN  Path = "vxlan"  // UDP encapsulation by a kernel VXLAN device
+	PathIPIP   Path = "ipip"   // IP protocol 4 (RFC 2003); IPv6 in IPv6 (RFC 2473)
+	PathBGP    Path = "bgp"    // a plain route that BGP told of
 	PathNone   Path = "none"   // addresses only: somebody else carries the packets (Flannel's alloc)
 )
 
@@ -44,6 +46,12 @@ type Node struct {
 	// when nobody sends on it: that makes a mode change make-before-break.
 	Accepts []Path `json:"accepts,omitempty"`
 	Sends   []Path `json:"sends,omitempty"`
+	// Labels are what selectors of pools and BGP peers see: of the Node object, or configured.
+	Labels map[string]string `json:"labels,omitempty"`
+	// ASN is the node's autonomous system where it has one of its own; ClusterID makes it a route reflector
+	// of that cluster (RFC 4456), in the form of an IPv4 address.
+	ASN       uint32     `json:"asn,omitempty"`
+	ClusterID netip.Addr `json:"clusterID,omitzero"`
 	// Version is the agent's version, for people.
 	Version string `json:"version,omitempty"`
 }
@@ -88,8 +96,10 @@ func (n *Node) VTEP(f Family) string {
 	return n.VTEP6
 }
 
-// AcceptsPath reports whether the node receives on p. Direct needs no device, so every node does.
-func (n *Node) AcceptsPath(p Path) bool { return p == PathDirect || slices.Contains(n.Accepts, p) }
+// AcceptsPath reports whether the node receives on p. Plain routes need no device, so every node does.
+func (n *Node) AcceptsPath(p Path) bool {
+	return p == PathDirect || p == PathBGP || slices.Contains(n.Accepts, p)
+}
 
 // Validate implements Object.
 func (n *Node) Validate() error {
@@ -111,6 +121,9 @@ func (n *Node) Validate() error {
 		if FamilyOf(a.addr) != a.fam || !usable(a.addr) {
 			return &FieldError{noun, a.field, a.addr.String(), "a unicast " + a.fam.String() + " address"}
 		}
+	}
+	if n.ClusterID.IsValid() && !n.ClusterID.Is4() {
+		return &FieldError{noun, "clusterID", n.ClusterID.String(), "the form of an IPv4 address (RFC 4456 section 7)"}
 	}
 	for _, m := range []struct{ field, mac string }{{"vtep4", n.VTEP4}, {"vtep6", n.VTEP6}} {
 		if m.mac != "" && !ValidMAC(m.mac) {

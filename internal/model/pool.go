@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 )
 
@@ -26,14 +27,47 @@ type Pool struct {
 	// Min and Max bound the blocks handed out: base addresses of the first and the last block.
 	Min netip.Addr `json:"min,omitzero"`
 	Max netip.Addr `json:"max,omitzero"`
-	// Path is the tunnel used where Encap asks for one; "direct" and "none" go with Encap Never.
+	// Path is the tunnel used where Encap asks for one; "direct", "bgp" and "none" go with Encap Never.
 	Path  Path  `json:"path"`
 	Encap Encap `json:"encap"`
 	// VXLAN are the settings of the tunnel when Path is "vxlan".
 	VXLAN VXLAN `json:"vxlan,omitzero"`
 	// Masquerade hides pods behind their node's address when they talk to anything outside all pools.
 	Masquerade bool `json:"masquerade,omitempty"`
+	// Disabled pools give no more addresses; those in use go on working.
+	Disabled bool `json:"disabled,omitempty"`
+	// NodeSelector and NamespaceSelector say, in Calico's selector language, which nodes claim blocks of the
+	// pool and which namespaces' workloads get addresses from it; empty: all.
+	NodeSelector      string `json:"nodeSelector,omitempty"`
+	NamespaceSelector string `json:"namespaceSelector,omitempty"`
+	// Uses are what the pool's addresses are for; empty: workloads and tunnels.
+	Uses []PoolUse `json:"uses,omitempty"`
+	// Manual pools give an address only to a workload that names the pool or an address in it.
+	Manual bool `json:"manual,omitempty"`
+	// NoBGPExport keeps the pool's blocks out of BGP.
+	NoBGPExport bool `json:"noBGPExport,omitempty"`
 }
+
+// PoolUse is what a pool's addresses are for (Calico's allowedUses).
+type PoolUse string
+
+// The uses.
+const (
+	UseWorkload     PoolUse = "Workload"
+	UseTunnel       PoolUse = "Tunnel"
+	UseLoadBalancer PoolUse = "LoadBalancer"
+)
+
+// For reports whether the pool's addresses may be put to a use.
+func (p *Pool) For(u PoolUse) bool {
+	if len(p.Uses) == 0 {
+		return u == UseWorkload || u == UseTunnel
+	}
+	return slices.Contains(p.Uses, u)
+}
+
+// Equal reports whether two pools say the same.
+func (p *Pool) Equal(q *Pool) bool { return reflect.DeepEqual(p, q) }
 
 // VXLAN are the settings of a VXLAN device (RFC 7348; names as Flannel's backend has them).
 type VXLAN struct {
@@ -94,17 +128,20 @@ func (p *Pool) Validate() error {
 
 func (p *Pool) validatePath(noun string) error {
 	switch p.Path {
-	case PathDirect, PathNone:
+	case PathDirect, PathNone, PathBGP:
 		if p.Encap != EncapNever {
 			return &FieldError{noun, "encap", string(p.Encap), "Never with path " + string(p.Path)}
 		}
 		return nil
-	case PathVXLAN:
+	case PathVXLAN, PathIPIP:
 	default:
-		return &FieldError{noun, "path", string(p.Path), "direct, vxlan or none"}
+		return &FieldError{noun, "path", string(p.Path), "direct, bgp, vxlan, ipip or none"}
 	}
 	if !slices.Contains([]Encap{EncapNever, EncapCrossSubnet, EncapAlways}, p.Encap) {
 		return &FieldError{noun, "encap", string(p.Encap), "Never, CrossSubnet or Always"}
+	}
+	if p.Path != PathVXLAN {
+		return nil
 	}
 	v := p.VXLAN
 	if v.VNI < 1 || v.VNI > 1<<24-1 {

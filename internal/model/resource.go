@@ -32,6 +32,13 @@ func (r *Resource) Group() string {
 	return group
 }
 
+// Setting is a Resource about the network itself (IPPool, BGPPeer, FelixConfiguration) and not about who may
+// talk to whom: every node's plan depends on it, so it is filed where plans look.
+type Setting struct{ Resource }
+
+// Kind implements Object.
+func (s *Setting) Kind() Kind { return KindSetting }
+
 // Key implements Object: Kind.group:namespace:name, such as NetworkPolicy.networking.k8s.io:dev:deny-all.
 // Versions of a group share their keys.
 func (r *Resource) Key() string {

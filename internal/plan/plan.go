@@ -8,12 +8,15 @@ import (
 	"net/netip"
 
 	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/peering"
 )
 
 // Marks by which drivers know what is Heddle's own.
 const (
 	// RouteProtocol marks routes (RTA_PROTOCOL; see /etc/iproute2/rt_protos): free in the kernel's list.
 	RouteProtocol = 0x68
+	// LearnedProtocol marks those of them that BGP told of.
+	LearnedProtocol = 0x69
 	// AliasPrefix begins the alias (IFLA_IFALIAS) of every link that Heddle made.
 	AliasPrefix = "heddle:"
 	// Table is the nftables table's name, in family inet.
@@ -27,6 +30,9 @@ type LinkKind string
 const (
 	LinkBridge LinkKind = "bridge"
 	LinkVXLAN  LinkKind = "vxlan"
+	// LinkIPIP is a tunnel device without a remote address: each route names the other end (RFC 2003; IPv6:
+	// RFC 2473).
+	LinkIPIP LinkKind = "ipip"
 	// LinkVeth is the host end of a workload's veth: made by the attachment, never by a pass. A pass
 	// keeps its settings, and reports it when it is missing.
 	LinkVeth LinkKind = "veth"
@@ -47,6 +53,14 @@ type Link struct {
 	NFCall bool `json:"nfCall,omitempty"`
 	// VXLAN only.
 	VXLAN *VXLANDevice `json:"vxlan,omitempty"`
+	// IPIP only.
+	IPIP *IPIPDevice `json:"ipip,omitempty"`
+}
+
+// IPIPDevice are the attributes of an ipip device. It is the one that the kernel makes by itself (tunl0,
+// ip6tnl0), or stands for it.
+type IPIPDevice struct {
+	Local netip.Addr `json:"local"` // outer source, by which its family is known
 }
 
 // VXLANDevice are the attributes that need the device made anew when they differ.
@@ -78,7 +92,7 @@ const (
 	RouteBlackhole RouteType = "blackhole"
 )
 
-// Route is a route in the main table, marked RouteProtocol. (Dst, family) is its key.
+// Route is a route in the main table, marked RouteProtocol or LearnedProtocol. (Dst, family) is its key.
 type Route struct {
 	Type   RouteType    `json:"type,omitempty"`
 	Dst    netip.Prefix `json:"dst"`
@@ -86,6 +100,17 @@ type Route struct {
 	Link   string       `json:"link,omitempty"`
 	OnLink bool         `json:"onlink,omitempty"`
 	MTU    int          `json:"mtu,omitempty"` // bytes; 0: the link's
+	// Learned: BGP told of it.
+	Learned bool `json:"learned,omitempty"`
+	// NextHops are several ways of equal cost, sorted; Via, Link and OnLink are empty then.
+	NextHops []NextHop `json:"nextHops,omitempty"`
+}
+
+// NextHop is one of several ways of a route.
+type NextHop struct {
+	Via    netip.Addr `json:"via"`
+	Link   string     `json:"link"`
+	OnLink bool       `json:"onlink,omitempty"`
 }
 
 // Neighbor is a permanent ARP or NDP entry.
@@ -161,6 +186,14 @@ type Plan struct {
 	// MTU is what a new workload gets, in bytes: the least of all paths in use.
 	MTU   int    `json:"mtu"`
 	Peers []Peer `json:"peers"`
+	// BGP is what the node's speaker does; nil when it does not speak.
+	BGP *peering.Plan `json:"bgp,omitempty"`
+	// Origins say of every learned or configured way where it came from and why it won or lost: for people, and
+	// for `heddle routes`.
+	Origins []Origin `json:"origins,omitempty"`
+	// Relearning says that BGP has not told all yet since the agent's start: learned routes that are in the
+	// kernel stay.
+	Relearning bool `json:"relearning,omitempty"`
 	// Retiring says that the tunnel devices are there only until the store, and so every peer, has heard
 	// that this node does not accept them any more.
 	Retiring bool `json:"retiring,omitempty"`
@@ -168,6 +201,16 @@ type Plan struct {
 	Recalled bool `json:"recalled,omitempty"`
 	// Problems are what Build could not honour: a peer out of reach of a fixed mode, and such.
 	Problems []model.Problem `json:"problems"`
+}
+
+// Origin is one candidate for a way to a destination.
+type Origin struct {
+	Dst  netip.Prefix `json:"dst"`
+	From string       `json:"from"` // "store: node b", "bgp: 192.168.0.1 (rack-1)", "own block"
+	Via  netip.Addr   `json:"via,omitzero"`
+	Used bool         `json:"used"`
+	// Reason is one clause: why it won, or why not.
+	Reason string `json:"reason"`
 }
 
 // Input is all that Build looks at.
@@ -189,4 +232,9 @@ type Input struct {
 	// Policed says that there are policies: what a bridge carries between two workloads of one node has to
 	// pass the packet filter too.
 	Policed bool
+	// BGP is what people wrote about BGP; Learned is what its neighbours say, believed or not, sorted by prefix,
+	// the best first. Relearning: see Plan.
+	BGP        peering.Config
+	Learned    []peering.Route
+	Relearning bool
 }

@@ -121,7 +121,7 @@ func TestBuildHoldsWhatPodOfSays(t *testing.T) {
 			t.Errorf("%s: the plan lacks %+v", style, pod.Host)
 		}
 		for _, r := range pod.HostRoutes {
-			if !slices.Contains(p.Routes, r) {
+			if !slices.ContainsFunc(p.Routes, func(have plan.Route) bool { return reflect.DeepEqual(have, r) }) {
 				t.Errorf("%s: the plan lacks %+v", style, r)
 			}
 		}

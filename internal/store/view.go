@@ -9,7 +9,7 @@ import (
 	"github.com/heddle-net/heddle/internal/model"
 )
 
-// View keeps pools, nodes and blocks of the store at hand: read once, then followed by one watch. It
+// View keeps pools, nodes, blocks and settings of the store at hand: read once, then followed by one watch. It
 // outlives outages of the store; what it knew stays. Heartbeats are not in it: they would wake every node
 // each time that any node shows a sign of life.
 type View struct {
@@ -26,7 +26,7 @@ type View struct {
 
 // NewView returns a view that is empty until Run has read the store. log may be nil.
 func NewView(s Store, log *slog.Logger) *View {
-	return &View{feed: NewFeed(s, log, model.KindPool, model.KindNode, model.KindBlock), changed: make(chan struct{}, 1)}
+	return &View{feed: NewFeed(s, log, model.KindPool, model.KindNode, model.KindBlock, model.KindSetting), changed: make(chan struct{}, 1)}
 }
 
 // Run keeps the view current until ctx ends, or until the store is closed.
@@ -54,7 +54,7 @@ func (v *View) take(b Batch) {
 // Err tells why the store could not be read or followed when that was last tried; nil once it could.
 func (v *View) Err() error { return v.feed.Err() }
 
-// Changed gets a value after one or many changes of pools, nodes or blocks.
+// Changed gets a value after one or many changes of pools, nodes, blocks or settings.
 func (v *View) Changed() <-chan struct{} { return v.changed }
 
 // Revision is that of a state of the store which the next Snapshot has reached, at least: it holds what
@@ -80,11 +80,13 @@ func (v *View) Snapshot() (model.Cluster, bool) {
 				c.Nodes = append(c.Nodes, *o)
 			case *model.Block:
 				c.Blocks = append(c.Blocks, *o)
+			case *model.Setting:
+				c.Settings = append(c.Settings, *o)
 			}
 		}
 		c.Sort()
 		v.built = c
 	}
 	// Full slices: an append by one reader makes a copy of its own.
-	return model.Cluster{Pools: slices.Clip(v.built.Pools), Nodes: slices.Clip(v.built.Nodes), Blocks: slices.Clip(v.built.Blocks)}, v.synced
+	return model.Cluster{Pools: slices.Clip(v.built.Pools), Nodes: slices.Clip(v.built.Nodes), Blocks: slices.Clip(v.built.Blocks), Settings: slices.Clip(v.built.Settings)}, v.synced
 }

@@ -78,7 +78,11 @@ func (s *Store) folder(kind model.Kind) string {
 	case model.KindEndpoint, model.KindResource: // beyond pools, the last of those that a View spans
 		return s.prefix + "/security/" + string(kind) + "/"
 	}
-	return s.prefix + "/" + string(kind) + "/"
+	name := string(kind)
+	if kind == model.KindSetting {
+		name = "network" // between blocks and pools, which a View spans
+	}
+	return s.prefix + "/" + name + "/"
 }
 
 // Call runs one request of the client with the store's own time limit, until Close, and maps its error.

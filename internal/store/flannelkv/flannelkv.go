@@ -87,6 +87,9 @@ func besides(kind model.Kind) bool {
 	return kind == model.KindHeartbeat || kind == model.KindEndpoint || kind == model.KindResource
 }
 
+// unheld reports whether there is no place for a kind: Flannel's network is its net-conf.json and no more.
+func unheld(kind model.Kind) bool { return kind == model.KindSetting }
+
 // PutConfig files a net-conf.json as the network's configuration, for Heddle and flanneld alike. One
 // that Heddle cannot carry is refused.
 func (s *Store) PutConfig(ctx context.Context, netConf []byte) error {
@@ -122,7 +125,8 @@ func (s *Store) List(ctx context.Context, kinds ...model.Kind) ([]store.Item, st
 	if err := store.CheckKinds(kinds); err != nil {
 		return nil, 0, err
 	}
-	if !slices.ContainsFunc(kinds, func(k model.Kind) bool { return !besides(k) }) {
+	kinds = slices.DeleteFunc(slices.Clone(kinds), unheld)
+	if len(kinds) > 0 && !slices.ContainsFunc(kinds, func(k model.Kind) bool { return !besides(k) }) {
 		return s.inner.List(ctx, kinds...)
 	}
 	st, rev, err := s.load(ctx, 0)

@@ -39,9 +39,11 @@ func (s *Store) Watch(ctx context.Context, from store.Revision, kinds ...model.K
 	ended := func() { cancel(); parts.Done() }
 	var others, shared []model.Kind
 	for _, k := range kinds {
-		if besides(k) {
+		switch {
+		case unheld(k):
+		case besides(k):
 			others = append(others, k)
-		} else {
+		default:
 			shared = append(shared, k)
 		}
 	}
@@ -70,6 +72,9 @@ func (s *Store) Watch(ctx context.Context, from store.Revision, kinds ...model.K
 			ended()
 			return nil, err
 		}
+	}
+	if len(others)+len(shared) == 0 {
+		parts.Go(func() { <-ctx.Done() })
 	}
 	go func() {
 		parts.Wait()

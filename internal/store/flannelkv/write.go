@@ -144,7 +144,7 @@ func (s *Store) putPool(ctx context.Context, p *model.Pool, at store.Revision) (
 	have := *it.Object.(*model.Pool)
 	have.Masquerade = p.Masquerade // each node's own business in Flannel
 	switch {
-	case have != *p:
+	case !have.Equal(p):
 		return 0, fmt.Errorf("pool %q: %w: change net-conf.json in %s", p.Name, store.ErrUnsupported, s.configKey())
 	case at != store.AnyRevision && at != it.Revision:
 		return 0, fmt.Errorf("pool %q: %w", p.Name, store.ErrConflict)

@@ -120,7 +120,7 @@ func same(a, b model.Object) bool {
 	case *model.Block:
 		return *a == *b.(*model.Block)
 	case *model.Pool:
-		return *a == *b.(*model.Pool)
+		return a.Equal(b.(*model.Pool))
 	}
 	return false // nodes are compared by what they are made of: saying the same once more is a write as well
 }

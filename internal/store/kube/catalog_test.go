@@ -140,7 +140,7 @@ func TestPoolHasTheSizeThatKubernetesGives(t *testing.T) {
 	c := newTestCatalog(t)
 	filed := netPool(t, c)
 	p, rev := get[*model.Pool](t, c, model.KindPool, "flannel")
-	if *p != filed {
+	if !p.Equal(&filed) {
 		t.Errorf("before the node is known: %+v", p)
 	}
 	if again, err := c.putPool(filed, rev); err != nil || again != rev {
