@@ -158,7 +158,7 @@ func TestConfigurationNamesEveryFieldAndFlag(t *testing.T) {
 	fields = func(prefix string, of reflect.Type) {
 		for i := range of.NumField() {
 			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
-			if in := of.Field(i).Type; in == reflect.TypeFor[config.Store]() {
+			if in := of.Field(i).Type; in == reflect.TypeFor[config.Store]() || in == reflect.TypeFor[config.BGP]() {
 				fields(name+".", in)
 				continue
 			}

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/heddle-net/heddle/internal/bgp"
 	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/config"
 	"github.com/heddle-net/heddle/internal/enforce"
@@ -43,6 +44,8 @@ type Options struct {
 	Filter  kernel.Filter
 	Flows   kernel.Flows
 	Packets kernel.Packets
+	// Speaker is the node's BGP; nil: it never speaks.
+	Speaker bgp.Speaker
 }
 
 // Agent is one node's daemon. It runs once.
@@ -59,6 +62,7 @@ type Agent struct {
 	register  chan struct{} // asks for a look at what this node has in the store
 	applied   chan struct{} // tells that a pass is through
 	endpoints chan struct{} // asks for the workloads to be published
+	speak     chan struct{} // tells that there is a plan for the BGP speaker
 
 	// attaching is held for reading while a workload's interface is made or taken away, and for
 	// writing while a pass is under way: a pass never sees half a workload, and never sweeps what it
@@ -100,6 +104,8 @@ type state struct {
 	unpublished          []model.Problem
 	netConf              []model.Problem
 	certificate          []model.Problem
+	bgpIssues            []model.Problem
+	spoke                bool // the speaker was given a plan
 	// certificateEnd is when the certificate that the store is shown ends.
 	certificateEnd time.Time
 	// remembered are the cluster and the plan that the ledger has.
@@ -141,6 +147,7 @@ func New(o Options) (*Agent, error) {
 		register:  make(chan struct{}, 1),
 		applied:   make(chan struct{}, 1),
 		endpoints: make(chan struct{}, 1),
+		speak:     make(chan struct{}, 1),
 	}
 	a.metrics = newMetrics(a)
 	a.state.ready = errStarting
@@ -184,6 +191,10 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	g.Go(func() error { return a.registerLoop(ctx) })
 	g.Go(func() error { return a.publishLoop(ctx) })
 	g.Go(func() error { return a.rememberLoop(ctx) })
+	if a.Speaker != nil {
+		g.Go(func() error { return a.Speaker.Run(ctx) })
+		g.Go(func() error { return a.speakLoop(ctx) })
+	}
 	g.Go(func() error { return a.netConfLoop(ctx) })
 	g.Go(func() error { return a.certificateLoop(ctx) })
 	g.Go(func() error { return a.forward(ctx) })

@@ -114,7 +114,7 @@ func (a *Agent) remember(ctx context.Context) {
 }
 
 func sameLists(a, b model.Cluster) bool {
-	return sameList(a.Pools, b.Pools) && sameList(a.Nodes, b.Nodes) && sameList(a.Blocks, b.Blocks)
+	return sameList(a.Pools, b.Pools) && sameList(a.Nodes, b.Nodes) && sameList(a.Blocks, b.Blocks) && sameList(a.Settings, b.Settings)
 }
 
 func sameList[T any](a, b []T) bool {
@@ -134,5 +134,5 @@ func (a *Agent) keep() []plan.Link {
 }
 
 func tunnels(p *plan.Plan) []plan.Link {
-	return slices.DeleteFunc(slices.Clone(p.Links), func(l plan.Link) bool { return l.Kind != plan.LinkVXLAN })
+	return slices.DeleteFunc(slices.Clone(p.Links), func(l plan.Link) bool { return l.Kind != plan.LinkVXLAN && l.Kind != plan.LinkIPIP })
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"log/slog"
 	"strconv"
 	"time"
 
@@ -13,6 +14,7 @@ type metrics struct {
 	passes   prometheus.Histogram
 	changes  prometheus.Counter
 	requests *prometheus.HistogramVec
+	phases   *prometheus.HistogramVec
 }
 
 func newMetrics(a *Agent) *metrics {
@@ -29,8 +31,12 @@ func newMetrics(a *Agent) *metrics {
 			Name: "heddle_cni_request_seconds", Help: "Duration of CNI requests inside the agent, by command and CNI error code (0: success).",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 12),
 		}, []string{"command", "code"}),
+		phases: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "heddle_cni_add_phase_seconds", Help: "Duration of the parts of an ADD inside the agent: known, locked, reserved, admitted, attached, opened.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 12),
+		}, []string{"phase"}),
 	}
-	m.registry.MustRegister(m.passes, m.changes, m.requests, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.passes, m.changes, m.requests, m.phases, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	gauge := func(name, help string, f func(*state) float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
 			s := a.snapshot()
@@ -41,7 +47,7 @@ func newMetrics(a *Agent) *metrics {
 	gauge("heddle_store_connected", "1 while the store answers.", func(s *state) float64 { return truth(s.synced && s.storeErr == nil) })
 	gauge("heddle_workloads", "Workloads on this node.", func(*state) float64 { return float64(len(a.ledger.List())) })
 	gauge("heddle_problems", "Problems that status would list from the loops.", func(s *state) float64 {
-		return float64(len(s.passIssues) + len(s.storeIssues) + len(s.netConf) + len(s.certificate))
+		return float64(len(s.passIssues) + len(s.storeIssues) + len(s.netConf) + len(s.certificate) + len(s.bgpIssues))
 	})
 	if a.Config.Store.Cert != "" {
 		gauge("heddle_certificate_expiry_seconds", "When the certificate for the store ends, Unix time; 0 when it cannot be read.", func(s *state) float64 {
@@ -52,6 +58,7 @@ func newMetrics(a *Agent) *metrics {
 		})
 	}
 	m.registry.MustRegister(&peerCollector{a: a, desc: prometheus.NewDesc("heddle_peers", "Remote blocks by path and state.", []string{"path", "state"}, nil)})
+	m.registry.MustRegister(newBGPCollector(a))
 	return m
 }
 
@@ -63,6 +70,23 @@ func (m *metrics) pass(d time.Duration, changed int) {
 // request is a CNI server's observer.
 func (m *metrics) request(command string, code uint, took time.Duration) {
 	m.requests.WithLabelValues(command, strconv.FormatUint(uint64(code), 10)).Observe(took.Seconds())
+}
+
+// stopwatch tells how long each part of an ADD takes.
+type stopwatch struct {
+	m     *metrics
+	begun time.Time
+	laps  []any // for the log
+}
+
+func (m *metrics) start() stopwatch { return stopwatch{m: m, begun: time.Now()} }
+
+// lap ends a part, and begins the next.
+func (s *stopwatch) lap(phase string) {
+	now := time.Now()
+	s.m.phases.WithLabelValues(phase).Observe(now.Sub(s.begun).Seconds())
+	s.laps = append(s.laps, slog.Duration(phase, now.Sub(s.begun)))
+	s.begun = now
 }
 
 func truth(b bool) float64 {

@@ -128,6 +128,7 @@ func (a *Agent) pass(ctx context.Context) {
 	a.judgeReady(ctx, &in, &p, issues)
 	poke(a.register)
 	poke(a.applied)
+	poke(a.speak)
 }
 
 // cluster is what is known: from the store, or recalled from the last life while the store is away.
@@ -160,7 +161,9 @@ func (a *Agent) cluster() (c model.Cluster, known, recalled bool) {
 }
 
 func (a *Agent) input(self model.Node, c model.Cluster, recalled bool, host model.Host) plan.Input {
+	self = fromStore(self, &c)
 	offered := a.offered(&c)
+	learned, relearning := a.learned()
 	c.Nodes = slices.DeleteFunc(slices.Clone(c.Nodes), func(n model.Node) bool { return n.Name == self.Name })
 	c.Nodes = append(c.Nodes, self)
 	c.Sort()
@@ -175,6 +178,8 @@ func (a *Agent) input(self model.Node, c model.Cluster, recalled bool, host mode
 		Keep:       a.keep(),
 		Policed:    a.policy.Policed(),
 		Recalled:   recalled,
+		Learned:    learned,
+		Relearning: relearning,
 	}
 }
 

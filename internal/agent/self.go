@@ -16,6 +16,7 @@ import (
 // its paths. It returns nil, with the problem first, when the node has no usable address.
 func (a *Agent) selfNode(ctx context.Context, host model.Host, c *model.Cluster) (*model.Node, []model.Problem) {
 	n := &model.Node{Name: a.Config.Node, ID: a.id, Version: a.Version, Uplinks: host.Uplinks}
+	a.overlay(n)
 	old := a.registered(c)
 	if old != nil {
 		n.Accepts, n.Sends, n.VTEP4, n.VTEP6 = old.Accepts, old.Sends, old.VTEP4, old.VTEP6

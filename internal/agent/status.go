@@ -31,6 +31,7 @@ type Status struct {
 	Workloads  []model.Workload `json:"workloads"`
 	Pass       Pass             `json:"pass"`
 	Policy     enforce.Status   `json:"policy"`
+	BGP        *BGPStatus       `json:"bgp,omitempty"` // nil: the node does not speak
 	Problems   []model.Problem  `json:"problems"`
 }
 
@@ -101,6 +102,7 @@ func (a *Agent) Status() Status {
 	if s.plan != nil {
 		r.MTU = s.plan.MTU
 		r.Peers = peerStates(&s)
+		r.BGP = a.bgpStatus(s.plan)
 	}
 	var policyIssues []model.Problem
 	r.Policy, policyIssues = a.policy.Status()
@@ -168,6 +170,7 @@ func (a *Agent) problems(s *state, st StoreStatus) []model.Problem {
 	}
 	all = append(all, s.netConf...)
 	all = append(all, s.certificate...)
+	all = append(all, s.bgpIssues...)
 	all = append(all, unsaid(s.storeIssues, s.passIssues)...)
 	all = append(all, s.unpublished...)
 	all = append(all, s.passIssues...)

@@ -87,6 +87,9 @@ func printStatus(out io.Writer, s agent.Status, now time.Time) error {
 	if err := printPeers(out, s.Peers); err != nil {
 		return err
 	}
+	if err := printBGP(out, s.BGP, now); err != nil {
+		return err
+	}
 	if err := printWorkloads(out, s, now); err != nil {
 		return err
 	}

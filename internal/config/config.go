@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-net/heddle/internal/model"
@@ -38,6 +39,9 @@ type Config struct {
 	// stands between.
 	PublicAddress []netip.Addr `json:"publicAddress,omitempty"`
 	Store         Store        `json:"store"`
+	// Labels are what selectors of pools and BGP peers see of this node. In Kubernetes they are the Node object's.
+	Labels map[string]string `json:"labels,omitempty"`
+	BGP    BGP               `json:"bgp,omitempty"`
 	// NetConf is a net-conf.json in Flannel's words; the agent files its pools and follows changes.
 	NetConf    string           `json:"netConf,omitempty"`
 	Attachment model.Attachment `json:"attachment,omitempty"`
@@ -63,6 +67,16 @@ type Config struct {
 	LeaseGrace Duration `json:"leaseGrace,omitempty"`
 	// Cooldown is how long an address rests before another workload gets it.
 	Cooldown Duration `json:"cooldown,omitempty"`
+}
+
+// BGP is what a node may say of itself; all else about BGP are Calico's resources in the store.
+type BGP struct {
+	// ASN is this node's autonomous system, when it is not the network's.
+	ASN uint32 `json:"asn,omitempty"`
+	// ClusterID makes the node a route reflector of that cluster, in the form of an IPv4 address.
+	ClusterID netip.Addr `json:"clusterID,omitzero"`
+	// Passwords is a folder of files, one password each, that BGPPeers name.
+	Passwords string `json:"passwords,omitempty"`
 }
 
 // Store says where the cluster's data is.
@@ -148,12 +162,21 @@ func (c *Config) Validate() error {
 	for _, d := range []struct{ field, dir string }{{"stateDir", c.StateDir}, {"runDir", c.RunDir}, {"cniConfDir", c.CNIConfDir}, {"hostLocalDir", c.HostLocalDir}} {
 		add(filepath.IsAbs(d.dir), d.field, d.dir, "an absolute path")
 	}
+	for k, v := range c.Labels {
+		add(validLabel(k, v), "labels", k+"="+v, "a label's key and value as Kubernetes has them")
+	}
+	add(!c.BGP.ClusterID.IsValid() || c.BGP.ClusterID.Is4(), "bgp.clusterID", c.BGP.ClusterID.String(), "the form of an IPv4 address, such as 244.0.0.1")
+	add(c.BGP.Passwords == "" || filepath.IsAbs(c.BGP.Passwords), "bgp.passwords", c.BGP.Passwords, "an absolute path")
 	add(model.ValidName(c.CNINetwork), "cniNetwork", c.CNINetwork, "a lower-case RFC 1123 name")
 	add(c.Metrics == "" || validListen(c.Metrics), "metrics", c.Metrics, "host:port, such as 127.0.0.1:9100, or unix:/path")
 	add(c.LeaseTTL >= Duration(3*time.Second), "leaseTTL", time.Duration(c.LeaseTTL).String(), "at least 3s")
 	add(c.LeaseGrace >= 0, "leaseGrace", time.Duration(c.LeaseGrace).String(), "0s or more")
 	add(c.Cooldown >= 0, "cooldown", time.Duration(c.Cooldown).String(), "0s or more")
 	return errors.Join(errs...)
+}
+
+func validLabel(key, value string) bool {
+	return len(validation.IsQualifiedName(key)) == 0 && len(validation.IsValidLabelValue(value)) == 0
 }
 
 func onePerFamily(noun, field string, addrs []netip.Addr) error {
