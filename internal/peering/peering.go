@@ -212,14 +212,14 @@ type Filter struct {
 type Rule struct {
 	Direction Direction    `json:"direction"`
 	Family    model.Family `json:"family"`
-	// CIDR and Match; zero: every prefix. MinLength and MaxLength bound the prefix's length; nil: no bound.
+	// CIDR and Match; zero: every prefix. MinLength and MaxLength bound the prefix's length, as a part of what
+	// Match compares or negates; nil: no bound.
 	CIDR      netip.Prefix `json:"cidr,omitzero"`
 	Match     Match        `json:"match,omitempty"`
 	MinLength *int         `json:"minLength,omitempty"`
 	MaxLength *int         `json:"maxLength,omitempty"`
 	// Learned restricts an export rule to routes that other neighbours told of (Calico's source RemotePeers).
 	Learned     bool        `json:"learned,omitempty"`
-	Interface   string      `json:"interface,omitempty"`
 	Communities []Community `json:"communities,omitempty"` // all must be there
 	ASPath      []uint32    `json:"asPath,omitempty"`      // the path begins with these
 	Kind        SessionKind `json:"kind,omitempty"`        // "": both
