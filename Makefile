@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test test-short build setup lint fmt bench bench-cni bench-datapath bench-policy \
-	chaos scale window probe fuzz cross image install uninstall clean kube-setup kube-up kube-down kube kube-conformance
+	chaos scale window probe test-vm fuzz cross image install uninstall clean kube-setup kube-up kube-down kube kube-conformance
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ window: setup build ## add 1,000 pods that send at once to where policies deny e
 
 probe: setup build ## probe 20,000 pairs under random policies in real labs (PROBES=n)
 	@build/test probe
+
+test-vm: setup build ## run what needs ipip, wireguard, netem… on an emulated machine (KERNEL=6.12, ARGS='-run TestX ./internal/y')
+	@build/vm-test $(if $(KERNEL),--kernel $(KERNEL)) $(ARGS)
 
 fuzz: setup-build ## fuzz every parser of outside bytes for a while (FUZZTIME=10s each)
 	@build/test fuzz
