@@ -56,7 +56,7 @@ func openLab(name string) (*lab.Lab, error) {
 }
 
 func labUpCmd(name *string) *cobra.Command {
-	var netConf string
+	var netConf, objects string
 	var spec lab.Spec
 	var ping bool
 	cmd := &cobra.Command{
@@ -74,6 +74,13 @@ func labUpCmd(name *string) *cobra.Command {
 			}
 			if spec.NetConf, err = readNetConf(netConf, cmd.InOrStdin()); err != nil {
 				return err
+			}
+			if objects != "" {
+				text, err := os.ReadFile(objects)
+				if err != nil {
+					return err
+				}
+				spec.Objects = string(text)
 			}
 			spec.Name = cmp.Or(*name, defaultLab)
 			out := cmd.OutOrStdout()
@@ -96,6 +103,7 @@ func labUpCmd(name *string) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&netConf, "net-conf", "", "Flannel's net-conf.json as a file or - for standard input; or host-gw, vxlan, vxlan+direct (default), with :4 or :6 for one family")
+	f.StringVar(&objects, "apply", "", "a file of objects for the store, such as IPPools and BGPPeers; without --net-conf the network is what they say")
 	f.StringVar(&spec.Attachment, "attachment", string(model.AttachBridge), "how pods hang on their node: bridge or routed")
 	f.IntVar(&spec.Pods, "pods", 0, "pods to add, in turn to the nodes")
 	f.BoolVar(&ping, "ping", true, "with pods: print the ping matrix")

@@ -27,8 +27,12 @@ import (
 type Spec struct {
 	Name     string   `json:"name"`
 	Topology Topology `json:"topology"`
-	// NetConf is the nodes' net-conf.json, Flannel's format; empty: NetConf("vxlan+direct").
+	// NetConf is the nodes' net-conf.json, Flannel's format; empty: NetConf("vxlan+direct"), or none when
+	// Objects are given.
 	NetConf string `json:"netConf"`
+	// Objects are written into the store before agents are waited for: YAML as `heddle apply` takes it, such as
+	// IPPools and BGPPeers.
+	Objects string `json:"objects,omitempty"`
 	// Attachment is the pods' style, "bridge" (also when empty) or "routed".
 	Attachment string `json:"attachment"`
 	// Pods are added in turn to the nodes, named p1, p2, …
@@ -120,6 +124,13 @@ func (l *Lab) up(ctx context.Context) error {
 		return nil
 	}
 	step("store runs on %s; agents run on %s", strings.Join(l.storeNodes(), ", "), strings.Join(l.Nodes(), ", "))
+	if l.Spec.Objects != "" {
+		said, err := l.apply(ctx)
+		if err != nil {
+			return err
+		}
+		step("applied: %s", said)
+	}
 	if err := l.WaitReady(ctx); err != nil {
 		return err
 	}

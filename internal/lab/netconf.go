@@ -55,11 +55,13 @@ func (s *Spec) complete() error {
 	if err := s.Topology.Validate(); err != nil {
 		return err
 	}
-	if s.NetConf == "" {
+	if s.NetConf == "" && s.Objects == "" {
 		s.NetConf, _ = NetConf(defaultMode) // known to be one
 	}
-	if err := checkNetConf(s.NetConf); err != nil {
-		return err
+	if s.NetConf != "" {
+		if err := checkNetConf(s.NetConf); err != nil {
+			return err
+		}
 	}
 	if s.Attachment == "" {
 		s.Attachment = string(model.AttachBridge)
@@ -111,6 +113,9 @@ func (s *Spec) findBinaries() error {
 func (l *Lab) SetNetConf(_ context.Context, text string) error {
 	if err := checkNetConf(text); err != nil {
 		return err
+	}
+	if l.Spec.NetConf == "" {
+		return &model.FieldError{Noun: fmt.Sprintf("lab %q", l.Name), Field: "net-conf", Want: "a lab that was made with one: the agents of this one follow what is applied"}
 	}
 	var errs []error
 	for _, n := range l.Nodes() {

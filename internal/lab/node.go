@@ -43,8 +43,10 @@ func (l *Lab) machineConfig(name string) (MachineConfig, error) {
 		if l.Spec.Bare {
 			break
 		}
-		if err := writeFile(filepath.Join(l.machineDir(name), etcDir, netConfFile), []byte(l.Spec.NetConf), 0o644); err != nil {
-			return c, err
+		if l.Spec.NetConf != "" {
+			if err := writeFile(filepath.Join(l.machineDir(name), etcDir, netConfFile), []byte(l.Spec.NetConf), 0o644); err != nil {
+				return c, err
+			}
 		}
 		if err := l.writeConfig(n); err != nil {
 			return c, err
@@ -81,8 +83,13 @@ func (l *Lab) storeArgs(n *NodeAt) []string {
 // people run on the node.
 func (l *Lab) writeConfig(n *NodeAt) error {
 	c := struct {
-		Store config.Store `json:"store"`
-	}{config.Store{Type: config.StoreEtcd, CA: pkiFile("ca.crt"), Cert: pkiFile("agent.crt"), Key: pkiFile("agent.key")}}
+		Store  config.Store      `json:"store"`
+		Labels map[string]string `json:"labels,omitempty"`
+		BGP    config.BGP        `json:"bgp,omitzero"`
+	}{
+		config.Store{Type: config.StoreEtcd, CA: pkiFile("ca.crt"), Cert: pkiFile("agent.crt"), Key: pkiFile("agent.key")},
+		n.Labels, config.BGP{ASN: n.ASN, ClusterID: n.ClusterID},
+	}
 	for i := range l.Spec.Topology.Nodes {
 		if m := &l.Spec.Topology.Nodes[i]; m.Store {
 			c.Store.Endpoints = append(c.Store.Endpoints, storeURL(m.Addresses[0], clientPort))
@@ -98,10 +105,12 @@ func (l *Lab) writeConfig(n *NodeAt) error {
 func (l *Lab) agentArgs(n *NodeAt) []string {
 	args := []string{
 		insideBin, "agent", "--node", n.Name,
-		"--net-conf", insideEtc + "/" + netConfFile,
 		"--attachment", l.Spec.Attachment, "--bridge", "cni0", "--ip-masq",
 		"--state-dir", "/var/lib/heddle", "--run-dir", "/run/heddle",
 		"--cni-conf-dir", cniConfDir, "--subnet-file", "/run/flannel/subnet.env",
+	}
+	if l.Spec.NetConf != "" {
+		args = append(args, "--net-conf", insideEtc+"/"+netConfFile)
 	}
 	if len(n.Public) > 0 {
 		args = append(args, "--public-address", joinAddrs(n.Public))

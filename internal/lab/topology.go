@@ -51,6 +51,10 @@ type NodeAt struct {
 	HostAt
 	// Public are the addresses that others use for a node in a NAT segment, one per family it has.
 	Public []netip.Addr `json:"public,omitempty"`
+	// Labels, ASN and ClusterID are those of its heddle.yaml.
+	Labels    map[string]string `json:"labels,omitempty"`
+	ASN       uint32            `json:"asn,omitempty"`
+	ClusterID netip.Addr        `json:"clusterID,omitzero"`
 	// Store says that a member of the embedded store runs here.
 	Store bool `json:"store,omitempty"`
 }
