@@ -21,6 +21,9 @@ type Endpoint struct {
 	Labels         map[string]string `json:"labels,omitempty"`
 	ServiceAccount string            `json:"serviceAccount,omitempty"`
 	Ports          []NamedPort       `json:"ports,omitempty"`
+	// Wishes are what the workload asks of its addresses, where the store has that from its pod's annotations;
+	// nil: nothing.
+	Wishes *Wishes `json:"wishes,omitempty"`
 }
 
 // NamedPort is a port of a workload that has a name.

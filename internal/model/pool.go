@@ -46,7 +46,15 @@ type Pool struct {
 	Manual bool `json:"manual,omitempty"`
 	// NoBGPExport keeps the pool's blocks out of BGP.
 	NoBGPExport bool `json:"noBGPExport,omitempty"`
+	// MaxBlocks is how many blocks of the pool one node claims, as it needs them; 0: one, as Flannel has it.
+	MaxBlocks int `json:"maxBlocks,omitempty"`
 }
+
+// DefaultMaxBlocks is MaxBlocks of a pool in Calico's words (maxBlocksPerHost where nothing is written).
+const DefaultMaxBlocks = 20
+
+// Blocks is how many blocks of the pool one node claims.
+func (p *Pool) Blocks() int { return max(p.MaxBlocks, 1) }
 
 // PoolUse is what a pool's addresses are for (Calico's allowedUses).
 type PoolUse string
@@ -119,6 +127,9 @@ func (p *Pool) Validate() error {
 		if !p.CIDR.Contains(b.addr) || netip.PrefixFrom(b.addr, p.BlockSize).Masked().Addr() != b.addr {
 			return &FieldError{noun, b.field, b.addr.String(), fmt.Sprintf("the first address of a /%d inside %s", p.BlockSize, p.CIDR)}
 		}
+	}
+	if p.MaxBlocks < 0 {
+		return &FieldError{noun, "maxBlocks", fmt.Sprint(p.MaxBlocks), "a number from 0"}
 	}
 	if p.Min.IsValid() && p.Max.IsValid() && p.Max.Less(p.Min) {
 		return &FieldError{noun, "max", p.Max.String(), "an address not below min " + p.Min.String()}

@@ -40,6 +40,8 @@ type Workload struct {
 	// HostPorts are ports of the node that lead to it, sorted, each once; Bandwidth is nil without a limit.
 	HostPorts  []HostPort   `json:"hostPorts,omitempty"`
 	Bandwidth  *Bandwidth   `json:"bandwidth,omitempty"`
+	// Wishes are what it asks of its addresses; nil: nothing.
+	Wishes     *Wishes      `json:"wishes,omitempty"`
 	Attachment Attachment   `json:"attachment"`
 	Addresses  []netip.Addr `json:"addresses"`
 	HostLink   string       `json:"hostLink"` // the veth's end on the node
