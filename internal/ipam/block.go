@@ -1,10 +1,12 @@
 package ipam
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -33,6 +35,22 @@ func (e *BlockFullError) Error() string {
 
 // Is makes errors.Is(err, ErrBlockFull) true.
 func (e *BlockFullError) Is(target error) bool { return target == ErrBlockFull }
+
+// ErrAddressInUse is what an *AddressInUseError is, for errors.Is.
+var ErrAddressInUse = errors.New("address in use")
+
+// AddressInUseError says that an address that was asked for by name is another's.
+type AddressInUseError struct {
+	Addr  netip.Addr
+	Owner string // as a person calls it
+}
+
+func (e *AddressInUseError) Error() string {
+	return fmt.Sprintf("address %s belongs to %s", e.Addr, e.Owner)
+}
+
+// Is makes errors.Is(err, ErrAddressInUse) true.
+func (e *AddressInUseError) Is(target error) bool { return target == ErrAddressInUse }
 
 // State is one block's addresses: each is free, in use, or cooling. The block's first address (its
 // network, which a VXLAN device holds), the second (the bridge's) and the last of an IPv4 block (its
@@ -75,20 +93,25 @@ func Range(block netip.Prefix) (first, end netip.Addr, ok bool) {
 func Gateway(block netip.Prefix) netip.Addr { return block.Masked().Addr().Next() }
 
 // Pick names the address that the next workload gets and changes nothing. now is the wall clock,
-// coolDown how long a released address rests. The error is a *BlockFullError.
-func (s State) Pick(now time.Time, coolDown time.Duration) (netip.Addr, error) {
+// coolDown how long a released address rests; addresses in reserved are passed over. The error is a
+// *BlockFullError.
+func (s State) Pick(now time.Time, coolDown time.Duration, reserved ...netip.Prefix) (netip.Addr, error) {
 	first, end, ok := Range(s.Block)
 	if ok {
 		// Among as many addresses as are in use or cooling, and one more, there is a free one, if the
-		// block has one at all.
-		size := numberOf(end).sub(numberOf(first)).capped(1<<62) + 1
-		tries := min(size, uint64(len(s.Used))+uint64(len(s.Cooling))+1)
+		// block has one at all. A reserved range is left in one step, and met at most twice.
+		size := sizeOf(first, end)
+		tries := min(size, uint64(len(s.Used))+uint64(len(s.Cooling))+2*uint64(len(reserved))+1)
 		a := s.Last
 		for range tries {
 			if !a.IsValid() || a.Less(first) || !a.Less(end) {
 				a = first
 			} else {
 				a = a.Next()
+			}
+			if beyond := leave(a, reserved); beyond.IsValid() {
+				a = beyond
+				continue
 			}
 			if _, used := s.Used[a]; used {
 				continue
@@ -110,6 +133,63 @@ func (s State) Pick(now time.Time, coolDown time.Duration) (netip.Addr, error) {
 		}
 	}
 	return netip.Addr{}, full
+}
+
+// leave is the last address of the widest range that holds a; the zero Addr when none does.
+func leave(a netip.Addr, ranges []netip.Prefix) netip.Addr {
+	var beyond netip.Addr
+	for _, p := range ranges {
+		if p.Contains(a) {
+			if end := last(p); !beyond.IsValid() || beyond.Less(end) {
+				beyond = end
+			}
+		}
+	}
+	return beyond
+}
+
+// sizeOf is how many addresses there are from first to end, both included, or 2^62 when there are more.
+func sizeOf(first, end netip.Addr) uint64 {
+	return numberOf(end).sub(numberOf(first)).capped(1<<62-1) + 1
+}
+
+// Size is how many addresses of a block may be given out, or 2^62 when there are more. What is reserved does
+// not count; ranges in it may overlap.
+func Size(block netip.Prefix, reserved ...netip.Prefix) uint64 {
+	first, end, ok := Range(block)
+	if !ok {
+		return 0
+	}
+	n := sizeOf(first, end)
+	inside := make([]netip.Prefix, 0, len(reserved))
+	for _, p := range reserved {
+		if p.IsValid() && p.Overlaps(block) {
+			inside = append(inside, p.Masked())
+		}
+	}
+	slices.SortFunc(inside, func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits()) })
+	var counted netip.Addr // up to here
+	for _, p := range inside {
+		from, to := p.Addr(), last(p)
+		if from.Less(first) {
+			from = first
+		}
+		if end.Less(to) {
+			to = end
+		}
+		if counted.IsValid() && !counted.Less(from) || to.Less(from) {
+			continue // inside the one before: of two prefixes that overlap one holds the other
+		}
+		counted = to
+		n -= min(n, sizeOf(from, to))
+	}
+	return n
+}
+
+// Given reports whether an address of the block may be a workload's.
+func Given(block netip.Prefix, a netip.Addr) bool {
+	first, end, ok := Range(block)
+	return ok && !a.Less(first) && !end.Less(a) && a.Is4() == first.Is4()
 }
 
 // Take records that owner has addr from now on.

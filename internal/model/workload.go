@@ -38,8 +38,8 @@ type Workload struct {
 	// Labels are those of the CNI configuration's args.cni.labels (CNI conventions).
 	Labels map[string]string `json:"labels,omitempty"`
 	// HostPorts are ports of the node that lead to it, sorted, each once; Bandwidth is nil without a limit.
-	HostPorts  []HostPort   `json:"hostPorts,omitempty"`
-	Bandwidth  *Bandwidth   `json:"bandwidth,omitempty"`
+	HostPorts []HostPort `json:"hostPorts,omitempty"`
+	Bandwidth *Bandwidth `json:"bandwidth,omitempty"`
 	// Wishes are what it asks of its addresses; nil: nothing.
 	Wishes     *Wishes      `json:"wishes,omitempty"`
 	Attachment Attachment   `json:"attachment"`

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/heddle-net/heddle/internal/ipam"
@@ -46,14 +47,42 @@ func newAddresses(coolDown time.Duration) *addresses {
 	}
 }
 
+// fixed chooses the addresses that are asked for. It takes none. Who asks for one by name gets it also while it
+// rests or is reserved.
+func (a *addresses) fixed(b *batch, ask Ask, now time.Time) ([]pick, error) {
+	picked := make([]pick, 0, len(ask.Fixed))
+	for _, addr := range ask.Fixed {
+		i := slices.IndexFunc(ask.Blocks, func(p netip.Prefix) bool { return p.Contains(addr) })
+		if i < 0 || !ipam.Given(ask.Blocks[i], addr) {
+			return nil, &model.FieldError{Noun: "ledger", Field: "address", Value: addr.String(), Want: fmt.Sprintf("one that workloads may have in %v", ask.Blocks)}
+		}
+		if owner, used := a.owner[addr]; used {
+			if w, ok := b.workload(owner); ok {
+				owner = fmt.Sprintf("workload %s of this node", &w)
+			}
+			return nil, &ipam.AddressInUseError{Addr: addr, Owner: owner}
+		}
+		if a.taken != nil && a.taken(addr) {
+			return nil, &ipam.AddressInUseError{Addr: addr, Owner: "another plugin's container on this node"}
+		}
+		p := ask.Blocks[i].Masked()
+		a.block(b, p, now)
+		picked = append(picked, pick{p, addr})
+	}
+	return picked, nil
+}
+
 // pick chooses one address of each family that blocks have. It takes none.
-func (a *addresses) pick(b *batch, blocks []netip.Prefix, now time.Time) ([]pick, error) {
+func (a *addresses) pick(b *batch, ask Ask, now time.Time) ([]pick, error) {
+	if len(ask.Fixed) > 0 {
+		return a.fixed(b, ask, now)
+	}
 	var (
 		order  []model.Family
 		found  = map[model.Family]pick{}
 		failed = map[model.Family]error{}
 	)
-	for _, p := range blocks {
+	for _, p := range ask.Blocks {
 		if !p.IsValid() {
 			return nil, &model.FieldError{Noun: "ledger", Field: "block", Value: p.String(), Want: "a network address with its prefix length"}
 		}
@@ -66,7 +95,7 @@ func (a *addresses) pick(b *batch, blocks []netip.Prefix, now time.Time) ([]pick
 		if _, ok := found[f]; ok {
 			continue
 		}
-		addr, err := a.untaken(a.block(b, p.Masked(), now), now)
+		addr, err := a.untaken(a.block(b, p.Masked(), now), now, ask.Reserved)
 		switch {
 		case err == nil:
 			found[f] = pick{p.Masked(), addr}
@@ -89,10 +118,10 @@ func (a *addresses) pick(b *batch, blocks []netip.Prefix, now time.Time) ([]pick
 
 // untaken picks the first address that nobody else has given out. Those that are passed over count as in
 // use for this search alone: whoever has them may let go of them at any time.
-func (a *addresses) untaken(s *block, now time.Time) (netip.Addr, error) {
+func (a *addresses) untaken(s *block, now time.Time, reserved []netip.Prefix) (netip.Addr, error) {
 	search, passed := s.State, false
 	for {
-		addr, err := search.Pick(now, a.coolDown)
+		addr, err := search.Pick(now, a.coolDown, reserved...)
 		if err != nil || a.taken == nil || !a.taken(addr) {
 			return addr, err
 		}
@@ -172,6 +201,28 @@ func (a *addresses) take(b *batch, p pick, owner string) {
 	}
 	a.last[p.block] = p.addr
 	b.put(recordsBucket, blockPrefix+p.block.String(), []byte(p.addr.String()))
+}
+
+// usage counts a block's addresses.
+func (a *addresses) usage(b *batch, p netip.Prefix, reserved []netip.Prefix, now time.Time) Usage {
+	s := a.block(b, p.Masked(), now)
+	u := Usage{Block: p.Masked(), Size: ipam.Size(p, reserved...), Used: len(s.Used), Cooling: len(s.Cooling)}
+	held := uint64(0) // of those that count: a reserved address may be in use all the same
+	for addr := range s.Used {
+		held += counts(p, addr, reserved)
+	}
+	for addr := range s.Cooling {
+		held += counts(p, addr, reserved)
+	}
+	u.Free = u.Size - min(u.Size, held)
+	return u
+}
+
+func counts(block netip.Prefix, addr netip.Addr, reserved []netip.Prefix) uint64 {
+	if !ipam.Given(block, addr) || slices.ContainsFunc(reserved, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		return 0
+	}
+	return 1
 }
 
 // release lets addr cool down, if owner holds it.

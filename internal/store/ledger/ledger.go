@@ -60,21 +60,37 @@ type Ledger struct {
 
 	addresses *addresses // touched by the one who leads a commit only
 
-	mu        sync.RWMutex // guards what follows: what is on disk
+	mu        sync.RWMutex // guards what follows: what is on disk, and the setting
+	coolDown  time.Duration
 	workloads map[string]model.Workload
 	meta      map[string][]byte
 	sorted    []model.Workload // of workloads, or nil when it must be made anew
 }
 
-// Reserve records w with one address of each family that blocks have (the first block of the family
-// with room gives it) and returns it with Addresses set in the order in which the families first
-// appear in blocks. A workload with the same key that is on record already is returned as it is, with
-// existed true. On error nothing is recorded. Errors: *model.FieldError, *ipam.BlockFullError.
+// Ask is what a workload's addresses are taken of.
+type Ask struct {
+	// Blocks: one address of each family among them; the first block of the family with room gives it.
+	Blocks []netip.Prefix
+	// Fixed are just the addresses that it gets, each in one of Blocks; empty: any.
+	Fixed []netip.Addr
+	// Reserved are given to those only who ask for them in Fixed.
+	Reserved []netip.Prefix
+}
+
+// Reserve is Take from any place in the blocks.
 func (l *Ledger) Reserve(ctx context.Context, w model.Workload, blocks []netip.Prefix, now time.Time) (got model.Workload, existed bool, err error) {
+	return l.Take(ctx, w, Ask{Blocks: blocks}, now)
+}
+
+// Take records w with the addresses that it asks for and returns it with Addresses set: Fixed, or one of each
+// family that the blocks have, in the order in which the families first appear in them. A workload with the same
+// key that is on record already is returned as it is, with existed true. On error nothing is recorded. Errors:
+// *model.FieldError, *ipam.BlockFullError, *ipam.AddressInUseError.
+func (l *Ledger) Take(ctx context.Context, w model.Workload, ask Ask, now time.Time) (got model.Workload, existed bool, err error) {
 	if err := w.Validate(); err != nil {
 		return model.Workload{}, false, err
 	}
-	if len(blocks) == 0 {
+	if len(ask.Blocks) == 0 {
 		return model.Workload{}, false, fmt.Errorf("workload %s: this node has no block yet to take an address from", &w)
 	}
 	err = l.commit(ctx, func(b *batch) error {
@@ -82,7 +98,7 @@ func (l *Ledger) Reserve(ctx context.Context, w model.Workload, blocks []netip.P
 			got, existed = old, true
 			return nil
 		}
-		picked, err := l.addresses.pick(b, blocks, now)
+		picked, err := l.addresses.pick(b, ask, now)
 		if err != nil {
 			return fmt.Errorf("workload %s: %w", &w, err)
 		}
@@ -99,6 +115,41 @@ func (l *Ledger) Reserve(ctx context.Context, w model.Workload, blocks []netip.P
 		return model.Workload{}, false, err
 	}
 	return cloned(got), existed, nil
+}
+
+// Usage is how a block's addresses are used: in numbers of addresses, Size and Free of those that any workload may
+// get, 2^62 where there are more.
+type Usage struct {
+	Block   netip.Prefix `json:"block"`
+	Size    uint64       `json:"size"`
+	Used    int          `json:"used"`
+	Cooling int          `json:"cooling"`
+	Free    uint64       `json:"free"`
+}
+
+// Usage counts the addresses of blocks, in their order.
+func (l *Ledger) Usage(ctx context.Context, blocks, reserved []netip.Prefix, now time.Time) ([]Usage, error) {
+	usage := make([]Usage, 0, len(blocks))
+	err := l.commit(ctx, func(b *batch) error {
+		for _, p := range blocks {
+			usage = append(usage, l.addresses.usage(b, p, reserved, now))
+		}
+		return nil
+	})
+	return usage, err
+}
+
+// SetCoolDown changes how long an address rests, also of those that rest already. 0: not at all.
+func (l *Ledger) SetCoolDown(ctx context.Context, d time.Duration) error {
+	if d == l.CoolDown() {
+		return nil
+	}
+	return l.commit(ctx, func(*batch) error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.coolDown, l.addresses.coolDown = d, d
+		return nil
+	})
 }
 
 // Release takes the workload off the record; its addresses cool down from now on. The workload as it
@@ -202,7 +253,11 @@ func (l *Ledger) SetMeta(ctx context.Context, key string, value []byte) error {
 func (l *Ledger) Path() string { return l.path }
 
 // CoolDown is how long an address rests.
-func (l *Ledger) CoolDown() time.Duration { return l.opts.CoolDown }
+func (l *Ledger) CoolDown() time.Duration {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.coolDown
+}
 
 func cloned(w model.Workload) model.Workload {
 	w.Addresses = slices.Clone(w.Addresses)

@@ -223,7 +223,7 @@ func TestFailedWriteChangesNothing(t *testing.T) {
 	reserve(t, l, "a", dawn, block4)
 	// One commit for both: the value that does not fit takes the reservation with it.
 	err := l.commit(t.Context(), func(b *batch) error {
-		picked, err := l.addresses.pick(b, []netip.Prefix{block4}, dawn)
+		picked, err := l.addresses.pick(b, Ask{Blocks: []netip.Prefix{block4}}, dawn)
 		if err != nil {
 			return err
 		}

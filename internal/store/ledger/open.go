@@ -51,7 +51,7 @@ func Open(path string, opts Options) (*Ledger, error) {
 	if err := create(path, opts); err != nil {
 		return nil, fmt.Errorf("ledger %s: %w", path, err)
 	}
-	l := &Ledger{path: path, opts: opts}
+	l := &Ledger{path: path, opts: opts, coolDown: opts.CoolDown}
 	l.commits.idle.L = &l.commits.mu
 	// bbolt reads free pages in a goroutine of its own, whose panic on a damaged page nobody could
 	// catch. So the pages are read here first.
@@ -144,7 +144,7 @@ func guarded(f func() error) (err error) {
 
 // load reads the whole file into memory.
 func (l *Ledger) load() error {
-	a := newAddresses(l.opts.CoolDown)
+	a := newAddresses(l.CoolDown())
 	a.taken = l.opts.Taken
 	workloads, meta := map[string]model.Workload{}, map[string][]byte{}
 	err := l.db.View(func(tx *bbolt.Tx) error {
