@@ -46,6 +46,8 @@ type Node struct {
 	// when nobody sends on it: that makes a mode change make-before-break.
 	Accepts []Path `json:"accepts,omitempty"`
 	Sends   []Path `json:"sends,omitempty"`
+	// Lacks are paths that the node's kernel turned out not to have.
+	Lacks []Path `json:"lacks,omitempty"`
 	// Labels are what selectors of pools and BGP peers see: of the Node object, or configured.
 	Labels map[string]string `json:"labels,omitempty"`
 	// ASN is the node's autonomous system where it has one of its own; ClusterID makes it a route reflector
@@ -100,6 +102,9 @@ func (n *Node) VTEP(f Family) string {
 func (n *Node) AcceptsPath(p Path) bool {
 	return p == PathDirect || p == PathBGP || slices.Contains(n.Accepts, p)
 }
+
+// LacksPath reports whether the node's kernel cannot do p.
+func (n *Node) LacksPath(p Path) bool { return slices.Contains(n.Lacks, p) }
 
 // Validate implements Object.
 func (n *Node) Validate() error {

@@ -13,10 +13,13 @@ import (
 	"github.com/heddle-net/heddle/internal/model"
 )
 
-// Bytes that VXLAN adds to a packet: outer IP, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 section 5).
+// Bytes that encapsulation adds to a packet: the outer header, and for VXLAN UDP 8, VXLAN 8, inner Ethernet 14
+// (RFC 7348 section 5). IP in IP has only the outer header (RFC 2003); IPv6 in IPv6 goes without the option that
+// limits further encapsulation (RFC 2473 section 4.1.1).
 const (
-	overhead4 = 20 + 8 + 8 + 14
-	overhead6 = 40 + 8 + 8 + 14
+	header4 = 20
+	header6 = 40
+	vxlan   = 8 + 8 + 14
 )
 
 // Choice says how a peer's blocks of one family are reached.
@@ -24,41 +27,64 @@ type Choice struct {
 	Path   model.Path
 	Outer  model.Family // of the headers on the wire that carry it: of Via
 	Via    netip.Addr   // the peer's address in use
-	Link   string       // direct: the uplink; vxlan: the tunnel device
+	Link   string       // direct: the uplink; vxlan, ipip: the tunnel device
 	MTU    int          // bytes a pod's packet may have
 	Reason string       // one clause, for people
+	// Waiting says what the path that the pool asks for waits for, where this is another one; "" otherwise.
+	Waiting string
 }
 
-// Overhead is how many bytes VXLAN with outer headers of the family takes from the uplink's MTU.
-func Overhead(outer model.Family) int {
-	if outer == model.IPv4 {
-		return overhead4
+// Overhead is how many bytes a tunnel with outer headers of the family takes from the uplink's MTU.
+func Overhead(p model.Path, outer model.Family) int {
+	n := header4
+	if outer == model.IPv6 {
+		n = header6
 	}
-	return overhead6
-}
-
-// Device names the VXLAN device as Flannel does: flannel.1 carries IPv4 outside, flannel-v6.1 IPv6.
-func Device(vni int, outer model.Family) string {
-	if outer == model.IPv4 {
-		return fmt.Sprintf("flannel.%d", vni)
+	if p == model.PathVXLAN {
+		n += vxlan
 	}
-	return fmt.Sprintf("flannel-v6.%d", vni)
+	return n
 }
 
-// TunnelMTU is what a VXLAN device carries over an uplink: the configured size where one is set and
+// Device names a pool's tunnel device. VXLAN's is Flannel's: flannel.1 carries IPv4 outside, flannel-v6.1 IPv6.
+// That of IP in IP is the one that Linux makes by itself, and Calico uses: tunl0. Its IPv6 twin ip6tnl0 can only
+// receive, so there is tunl6 instead.
+func Device(p *model.Pool, outer model.Family) string {
+	if p.Path == model.PathIPIP {
+		if outer == model.IPv4 {
+			return "tunl0"
+		}
+		return "tunl6"
+	}
+	if outer == model.IPv4 {
+		return fmt.Sprintf("flannel.%d", p.VXLAN.VNI)
+	}
+	return fmt.Sprintf("flannel-v6.%d", p.VXLAN.VNI)
+}
+
+// TunnelMTU is what a pool's tunnel device carries over an uplink: the configured size where one is set and
 // fits, else what the uplink leaves.
-func TunnelMTU(uplink, configured int, outer model.Family) int {
-	mtu := uplink - Overhead(outer)
-	if configured > 0 && configured < mtu {
-		return configured
+func TunnelMTU(uplink int, p *model.Pool, outer model.Family) int {
+	mtu := uplink - Overhead(p.Path, outer)
+	if p.Path == model.PathVXLAN && p.VXLAN.MTU > 0 && p.VXLAN.MTU < mtu {
+		return p.VXLAN.MTU
 	}
 	return mtu
 }
 
-// Outer lists the families that can carry a tunnel between two nodes, the inner family first.
-func Outer(self, peer *model.Node, inner model.Family) []model.Family {
+// Tunnelled reports whether a pool's traffic may be encapsulated.
+func Tunnelled(p *model.Pool) bool {
+	return (p.Path == model.PathVXLAN || p.Path == model.PathIPIP) && p.Encap != model.EncapNever
+}
+
+// Outer lists the families that can carry a tunnel between two nodes, the inner family first. IP in IP has the
+// inner family outside.
+func Outer(p model.Path, self, peer *model.Node, inner model.Family) []model.Family {
 	var fs []model.Family
 	for _, f := range []model.Family{inner, other(inner)} {
+		if p == model.PathIPIP && f != inner {
+			continue
+		}
 		if self.Address(f).IsValid() && peer.Address(f).IsValid() {
 			fs = append(fs, f)
 		}
@@ -73,10 +99,9 @@ func Choose(self *model.Node, host model.Host, peer *model.Node, pool *model.Poo
 		return Choice{Path: model.PathNone, Reason: fmt.Sprintf("pool %q carries no packets", pool.Name)}, nil
 	}
 	direct, segment := directTo(host, peer, fam)
-	tunnelled := pool.Path == model.PathVXLAN && pool.Encap != model.EncapNever
-	if !tunnelled {
+	if !Tunnelled(pool) {
 		if direct == nil {
-			return Choice{}, notOnLink(host, peer, fam)
+			return Choice{}, notOnLink(host, peer, pool, fam)
 		}
 		direct.Reason = segment
 		return *direct, nil
@@ -88,16 +113,16 @@ func Choose(self *model.Node, host model.Host, peer *model.Node, pool *model.Poo
 	tunnel, waiting := tunnelTo(self, host, peer, pool, fam)
 	switch {
 	case tunnel != nil && pool.Encap == model.EncapCrossSubnet:
-		tunnel.Reason = fmt.Sprintf("another segment, vxlan over %s", tunnel.Outer)
+		tunnel.Reason = fmt.Sprintf("another segment, %s over %s", pool.Path, tunnel.Outer)
 		return *tunnel, nil
 	case tunnel != nil:
-		tunnel.Reason = fmt.Sprintf("pool %q asks for vxlan always, over %s", pool.Name, tunnel.Outer)
+		tunnel.Reason = fmt.Sprintf("pool %q asks for %s always, over %s", pool.Name, pool.Path, tunnel.Outer)
 		return *tunnel, nil
 	case direct != nil:
-		direct.Reason = fmt.Sprintf("%s, %s", segment, waiting)
+		direct.Reason, direct.Waiting = fmt.Sprintf("%s, %s", segment, waiting), waiting
 		return *direct, nil
 	}
-	return Choice{}, &model.Problem{
+	return Choice{Waiting: waiting}, &model.Problem{
 		Code: "peer-path-not-ready", Severity: model.Warning, Subject: fmt.Sprintf("node %q", peer.Name),
 		Detail: fmt.Sprintf("%s blocks of pool %q are out of reach: %s", fam, pool.Name, waiting),
 		Next:   "on that node: heddle status",
@@ -126,18 +151,24 @@ func directTo(host model.Host, peer *model.Node, fam model.Family) (*Choice, str
 	return c, "same segment " + up.Prefix.Masked().String()
 }
 
-// tunnelTo is the VXLAN way, or what it waits for.
+// tunnelTo is the way through the pool's tunnel, or what it waits for.
 func tunnelTo(self *model.Node, host model.Host, peer *model.Node, pool *model.Pool, fam model.Family) (*Choice, string) {
-	outers := Outer(self, peer, fam)
-	if len(outers) == 0 {
+	outers := Outer(pool.Path, self, peer, fam)
+	switch {
+	case len(outers) == 0 && pool.Path == model.PathIPIP:
+		return nil, fmt.Sprintf("the two nodes have no %s addresses, and ipip carries %s in %s", fam, fam, fam)
+	case len(outers) == 0:
 		return nil, "the two nodes have no address of one family"
-	}
-	if !peer.AcceptsPath(model.PathVXLAN) {
-		return nil, fmt.Sprintf("waiting for %s to accept vxlan", peer.Name)
+	case self.LacksPath(pool.Path):
+		return nil, fmt.Sprintf("the kernel of this node has no %s", pool.Path)
+	case peer.LacksPath(pool.Path):
+		return nil, fmt.Sprintf("the kernel of %s has no %s", peer.Name, pool.Path)
+	case !peer.AcceptsPath(pool.Path):
+		return nil, fmt.Sprintf("waiting for %s to accept %s", peer.Name, pool.Path)
 	}
 	for _, outer := range outers {
 		up := host.Uplink(self.Address(outer))
-		if up == nil || peer.VTEP(outer) == "" {
+		if up == nil || pool.Path == model.PathVXLAN && peer.VTEP(outer) == "" {
 			continue
 		}
 		if own := host.Uplink(peer.Address(outer)); own != nil {
@@ -147,10 +178,7 @@ func tunnelTo(self *model.Node, host model.Host, peer *model.Node, pool *model.P
 		if host.OnLink(peer.Address(outer)) != nil {
 			via = peer.Address(outer)
 		}
-		return &Choice{
-			Path: model.PathVXLAN, Outer: outer, Via: via, Link: Device(pool.VXLAN.VNI, outer),
-			MTU: TunnelMTU(up.MTU, pool.VXLAN.MTU, outer),
-		}, ""
+		return &Choice{Path: pool.Path, Outer: outer, Via: via, Link: Device(pool, outer), MTU: TunnelMTU(up.MTU, pool, outer)}, ""
 	}
 	for _, outer := range outers {
 		if host.Uplink(self.Address(outer)) != nil {
@@ -160,11 +188,14 @@ func tunnelTo(self *model.Node, host model.Host, peer *model.Node, pool *model.P
 	return nil, "this node's own address is on none of its uplinks"
 }
 
-func notOnLink(host model.Host, peer *model.Node, fam model.Family) *model.Problem {
+func notOnLink(host model.Host, peer *model.Node, pool *model.Pool, fam model.Family) *model.Problem {
 	p := &model.Problem{
 		Code: "peer-not-on-link", Severity: model.Failure,
 		Subject: fmt.Sprintf("node %q", peer.Name),
 		Next:    "use the vxlan backend, with DirectRouting (CrossSubnet) to keep plain routes inside a segment",
+	}
+	if pool.Path == model.PathIPIP || pool.Path == model.PathVXLAN {
+		p.Next = fmt.Sprintf("set pool %q to CrossSubnet, which keeps plain routes inside a segment", pool.Name)
 	}
 	addr := peer.Address(fam)
 	if !addr.IsValid() {

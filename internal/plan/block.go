@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/path"
 )
 
 // blocks answers what Build and PodOf both ask of the cluster's pools and blocks.
@@ -55,7 +56,7 @@ func newBlocks(in *Input) *blocks {
 	return b
 }
 
-// takePools leaves out a pool that overlaps an earlier one, and gives all tunnelled pools the settings
+// takePools leaves out a pool that overlaps an earlier one, and gives all pools carried by VXLAN the settings
 // of the first: a node has one VXLAN network. Stores check each object alone, so both can happen.
 func (b *blocks) takePools(pools []model.Pool) {
 	b.pools = make([]model.Pool, 0, len(pools)) // never grows: byName points into it
@@ -66,7 +67,7 @@ func (b *blocks) takePools(pools []model.Pool) {
 				fmt.Sprintf("%s overlaps pool %q %s, which is used instead", p.CIDR, q.Name, q.CIDR), "give one of them another range")
 			continue
 		}
-		if tunnelled(&p) {
+		if p.Path == model.PathVXLAN && path.Tunnelled(&p) {
 			if ruler != nil && p.VXLAN != ruler.VXLAN {
 				b.problem("pool-vxlan-conflict", model.Failure, fmt.Sprintf("pool %q", p.Name),
 					fmt.Sprintf("its vxlan settings differ from those of pool %q, which are used instead: one node has one VXLAN network", ruler.Name), "give both the same settings")
@@ -75,7 +76,7 @@ func (b *blocks) takePools(pools []model.Pool) {
 		}
 		b.pools = append(b.pools, p)
 		b.byName[p.Name] = &b.pools[len(b.pools)-1]
-		if ruler == nil && tunnelled(&p) {
+		if ruler == nil && p.Path == model.PathVXLAN && path.Tunnelled(&p) {
 			ruler = b.byName[p.Name]
 		}
 	}
@@ -165,7 +166,12 @@ func (b *blocks) attachment(w *model.Workload) model.Attachment {
 	return b.style
 }
 
-// tunnelled reports whether a pool's traffic may be encapsulated.
-func tunnelled(p *model.Pool) bool {
-	return p.Path == model.PathVXLAN && p.Encap != model.EncapNever
+// pool is the pool that holds all of a prefix; nil for none.
+func (b *blocks) pool(p netip.Prefix) *model.Pool {
+	for i := range b.pools {
+		if c := b.pools[i].CIDR; p.Bits() >= c.Bits() && c.Contains(p.Addr()) {
+			return &b.pools[i]
+		}
+	}
+	return nil
 }

@@ -28,10 +28,14 @@ func Build(in Input) (Plan, error) {
 	if b.self == nil {
 		return Plan{}, fmt.Errorf("node %q: not registered in the cluster, which has %d nodes", in.Self, len(in.Cluster.Nodes))
 	}
-	b.plan = Plan{Node: in.Self, Recalled: in.Recalled, Problems: b.blocks.problems}
+	b.plan = Plan{Node: in.Self, Recalled: in.Recalled, Relearning: in.Relearning, Problems: b.blocks.problems}
 	b.checkAddresses()
+	b.takeBlocks()
+	b.learn()
+	b.choose()
 	b.tunnels()
 	b.peers()
+	b.learned()
 	b.plan.MTU = b.mtu()
 	b.workloads()
 	b.forwarding()
@@ -47,6 +51,12 @@ type builder struct {
 	nodes  map[string]*model.Node
 	blocks *blocks
 	plan   Plan
+	theirs []theirs
+	// told are the prefixes of which BGP says how they are reached.
+	told map[netip.Prefix]told
+	into []netip.Addr // other ends of tunnels of which only BGP told
+	// wanted are the tunnel devices that the pools ask for.
+	wanted map[string]bool
 	// vteps tells where the owner of a MAC is, per device: our own MACs at first.
 	vteps map[vtep]netip.Addr
 }
@@ -96,8 +106,8 @@ func (b *builder) mtu() int {
 			lower(up.MTU)
 		}
 	}
-	if slices.ContainsFunc(b.blocks.pools, func(p model.Pool) bool { return tunnelled(&p) }) {
-		for _, l := range b.plan.Links {
+	for _, l := range b.plan.Links {
+		if b.wanted[l.Name] {
 			lower(l.MTU)
 		}
 	}
@@ -206,8 +216,11 @@ func (b *builder) forwarding() {
 
 func (b *builder) filter() {
 	for _, l := range b.plan.Links {
-		if l.VXLAN != nil {
+		switch {
+		case l.VXLAN != nil:
 			b.plan.Filter.Tunnels = append(b.plan.Filter.Tunnels, uint16(l.VXLAN.Port))
+		case l.IPIP != nil:
+			b.unwrapped(model.FamilyOf(l.IPIP.Local))
 		}
 	}
 	for i := range b.blocks.pools {
@@ -228,6 +241,35 @@ func (b *builder) filter() {
 	b.plan.Filter.HostPorts = b.blocks.hostPorts(b.in.Workloads)
 }
 
+// unwrapped notes that the node takes IP in IP of a family, and from where. A node may send from any of its
+// addresses: the kernel chooses by the way to the other end.
+func (b *builder) unwrapped(outer model.Family) {
+	protocol := uint8(4) // IPv4 in IPv4: RFC 2003
+	if outer == model.IPv6 {
+		protocol = 41 // IPv6 in IPv6: RFC 2473
+	}
+	b.plan.Filter.Protocols = append(b.plan.Filter.Protocols, protocol)
+	from := func(a netip.Addr) {
+		if a.IsValid() && model.FamilyOf(a) == outer {
+			b.plan.Filter.Nodes = append(b.plan.Filter.Nodes, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	for i := range b.in.Cluster.Nodes {
+		n := &b.in.Cluster.Nodes[i]
+		if n.Name == b.self.Name {
+			continue
+		}
+		from(n.Address(outer))
+		from(n.Public(outer))
+		for _, u := range n.Uplinks {
+			from(u.Prefix.Addr())
+		}
+	}
+	for _, a := range b.into {
+		from(a)
+	}
+}
+
 // finish sorts every list by its key and drops what is there twice.
 func (b *builder) finish() {
 	p := &b.plan
@@ -242,6 +284,9 @@ func (b *builder) finish() {
 	sorted(&p.Filter.Masquerade, netip.Prefix.Compare)
 	slices.Sort(p.Filter.Tunnels)
 	p.Filter.Tunnels = slices.Compact(p.Filter.Tunnels)
+	slices.Sort(p.Filter.Protocols)
+	slices.SortFunc(p.Filter.Nodes, netip.Prefix.Compare)
+	p.Filter.Nodes = slices.Compact(p.Filter.Nodes)
 	sorted(&p.Filter.Local, netip.Prefix.Compare)
 	p.Filter.Local = outermost(p.Filter.Local)
 	sorted(&p.Peers, func(a, b Peer) int { return cmp.Or(cmp.Compare(a.Node, b.Node), a.Block.Compare(b.Block)) })
@@ -249,6 +294,7 @@ func (b *builder) finish() {
 		return cmp.Or(cmp.Compare(a.Code, b.Code), cmp.Compare(a.Subject, b.Subject), cmp.Compare(a.Detail, b.Detail))
 	})
 	p.Problems = fold(p.Problems)
+	b.origins()
 }
 
 // sorted orders a list and keeps the first of equal keys; an empty list becomes [] in JSON, not null.

@@ -43,8 +43,7 @@ func Diff(old, new Plan) []Change {
 	var out []Change
 	out = diff(out, "link", old.Links, new.Links, func(l Link) string { return l.Name }, linkLine)
 	out = diff(out, "address", old.Addresses, new.Addresses, addressLine, addressLine)
-	out = diff(out, "route", old.Routes, new.Routes, func(r Route) string { return r.Dst.String() },
-		func(r Route) string { return strings.Join(routeWords(r), " ") })
+	out = diff(out, "route", old.Routes, new.Routes, func(r Route) string { return r.Dst.String() }, routeLine)
 	out = diff(out, "neighbor", old.Neighbors, new.Neighbors, func(n Neighbor) string { return n.Link + " " + n.IP.String() },
 		func(n Neighbor) string { return strings.Join(neighborWords(n), " ") })
 	out = diff(out, "fdb", old.FDB, new.FDB, func(f FDB) string { return f.Link + " " + f.MAC },

@@ -18,17 +18,31 @@ func Sends(p *Plan) []model.Path {
 			out = append(out, peer.Path)
 		}
 	}
+	// What only BGP told of may go to a node of this network as well: one whose blocks the store has not told of yet.
+	if slices.ContainsFunc(p.Routes, func(r Route) bool { return r.Learned && byIPIP(p, &r) }) && !slices.Contains(out, model.PathIPIP) {
+		out = append(out, model.PathIPIP)
+	}
 	slices.Sort(out)
 	return out
+}
+
+// byIPIP tells whether a route leads into an ipip device.
+func byIPIP(p *Plan, r *Route) bool {
+	return slices.ContainsFunc(p.Links, func(l Link) bool {
+		return l.Kind == LinkIPIP && (l.Name == r.Link || slices.ContainsFunc(r.NextHops, func(h NextHop) bool { return h.Link == l.Name }))
+	})
 }
 
 // Accepts lists the paths on which a node receives once this plan is in its kernel, sorted: what it then
 // publishes as Node.Accepts.
 func Accepts(p *Plan) []model.Path {
 	out := []model.Path{model.PathDirect}
-	if !p.Retiring && slices.ContainsFunc(p.Links, func(l Link) bool { return l.Kind == LinkVXLAN }) {
-		out = append(out, model.PathVXLAN)
+	for _, t := range tunnelPaths {
+		if !slices.Contains(p.Retiring, t) && slices.ContainsFunc(p.Links, func(l Link) bool { return l.path() == t }) {
+			out = append(out, t)
+		}
 	}
+	slices.Sort(out)
 	return out
 }
 
@@ -43,14 +57,17 @@ func VTEP(p *Plan, outer model.Family) string {
 	return ""
 }
 
-// peers adds the ways to all other nodes' blocks.
-func (b *builder) peers() {
-	type key struct{ node, pool string }
-	type way struct {
-		choice path.Choice
-		lost   *model.Problem
-	}
-	ways := make(map[key]way, len(b.in.Cluster.Nodes))
+// theirs is a block of another node that the store knows, and how it is reached.
+type theirs struct {
+	peer   *model.Node
+	pool   *model.Pool
+	dst    netip.Prefix
+	choice path.Choice
+	lost   *model.Problem // why there is no choice
+}
+
+// takeBlocks finds out which blocks of others the store knows and a plan may use.
+func (b *builder) takeBlocks() {
 	for i := range b.in.Cluster.Blocks {
 		blk := &b.in.Cluster.Blocks[i]
 		if blk.Node == b.self.Name {
@@ -71,27 +88,104 @@ func (b *builder) peers() {
 			b.problem("block-without-node", model.Warning, subject, fmt.Sprintf("its node %q is not in the cluster", blk.Node), "heddle status")
 			continue
 		}
-		k := key{blk.Node, blk.Pool}
-		w, known := ways[k]
-		if !known {
-			pool := b.blocks.byName[blk.Pool]
-			w.choice, w.lost = path.Choose(b.self, b.in.Host, peer, pool, pool.Family())
-			if w.lost == nil && w.choice.Path == model.PathVXLAN && VTEP(&b.plan, w.choice.Outer) == "" {
-				w.choice, w.lost = path.Choice{}, &model.Problem{
-					Code: "peer-path-not-ready", Severity: model.Failure, Subject: fmt.Sprintf("node %q", peer.Name),
-					Detail: "this node has no vxlan device for " + w.choice.Outer.String(), Next: "heddle status",
-				}
-			}
-			if w.lost != nil {
-				b.plan.Problems = append(b.plan.Problems, *w.lost)
-			}
-			ways[k] = w
-		}
-		if w.lost != nil {
-			b.plan.Peers = append(b.plan.Peers, Peer{Node: peer.Name, Block: blk.CIDR, Reason: w.lost.Detail})
+		b.theirs = append(b.theirs, theirs{peer: peer, pool: b.blocks.byName[blk.Pool], dst: blk.CIDR})
+	}
+}
+
+// choose decides how every block of the others is reached. Blocks of one node in one pool go one way, but for
+// those that BGP has told of.
+func (b *builder) choose() {
+	type key struct{ node, pool string }
+	ways := make(map[key]theirs, len(b.in.Cluster.Nodes))
+	for i := range b.theirs {
+		t := &b.theirs[i]
+		if told, ok := b.told[t.dst]; ok && t.pool.Path == model.PathBGP {
+			t.choice = told.choice
 			continue
 		}
-		b.reach(peer, blk.CIDR, w.choice)
+		k := key{t.peer.Name, t.pool.Name}
+		w, known := ways[k]
+		if !known {
+			w.choice, w.lost = b.way(t.peer, t.pool)
+			ways[k] = w
+		}
+		t.choice, t.lost = w.choice, w.lost
+	}
+}
+
+// way is how a node's blocks in a pool are reached, as far as BGP has not told. While what the pool asks for is
+// not ready, it stays on the tunnel of the last plan that the peer still accepts, if there is one: a change of
+// mode loses no packet.
+func (b *builder) way(peer *model.Node, pool *model.Pool) (path.Choice, *model.Problem) {
+	c, lost := path.Choose(b.self, b.in.Host, peer, pool, pool.Family())
+	waiting := c.Waiting
+	if pool.Path == model.PathBGP {
+		waiting = "BGP has not told of it yet"
+		if lost == nil {
+			c.Reason = waiting + "; " + c.Reason
+			return c, nil
+		}
+		if lost.Code == "peer-not-on-link" {
+			lost = &model.Problem{
+				Code: "bgp-route-missing", Severity: model.Warning, Subject: lost.Subject,
+				Detail: fmt.Sprintf("BGP has not told of its blocks in pool %q, and it is in no segment of this node", pool.Name), Next: "heddle status",
+			}
+		}
+	}
+	if waiting == "" {
+		return c, lost
+	}
+	for _, p := range tunnelPaths {
+		before := b.before(p, pool)
+		if before == nil {
+			continue
+		}
+		if t, no := path.Choose(b.self, b.in.Host, peer, before, pool.Family()); no == nil && t.Path == p {
+			t.Reason, t.Waiting = fmt.Sprintf("stays on %s: %s", p, waiting), waiting
+			return t, nil
+		}
+	}
+	return c, lost
+}
+
+// before is a pool as it was when the tunnel of a path that the last plan has was made for it; nil when there is
+// no such tunnel, or it is the one that the pool asks for.
+func (b *builder) before(p model.Path, pool *model.Pool) *model.Pool {
+	kept := b.kept(p)
+	if p == pool.Path || len(kept) == 0 {
+		return nil
+	}
+	q := model.Pool{Name: pool.Name, CIDR: pool.CIDR, Path: p, Encap: model.EncapAlways}
+	for _, l := range kept {
+		if v := l.VXLAN; v != nil {
+			q.VXLAN = model.VXLAN{VNI: v.VNI, Port: v.Port, MTU: max(q.VXLAN.MTU, l.MTU)}
+		}
+	}
+	return &q
+}
+
+// peers adds the ways to all other nodes' blocks.
+func (b *builder) peers() {
+	told := map[string]bool{} // problems: one for each node and pool
+	for i := range b.theirs {
+		t := &b.theirs[i]
+		if t.lost == nil && slices.Contains(tunnelPaths, t.choice.Path) && !slices.ContainsFunc(b.plan.Links, func(l Link) bool {
+			return l.path() == t.choice.Path && model.FamilyOf(l.local()) == t.choice.Outer
+		}) {
+			t.lost = &model.Problem{
+				Code: "peer-path-not-ready", Severity: model.Failure, Subject: fmt.Sprintf("node %q", t.peer.Name),
+				Detail: fmt.Sprintf("this node has no %s device for %s", t.choice.Path, t.choice.Outer), Next: "heddle status",
+			}
+		}
+		if t.lost == nil {
+			b.reach(t.peer, t.dst, t.choice)
+			continue
+		}
+		if k := t.lost.Code + " " + t.lost.Subject + " " + t.lost.Detail; !told[k] {
+			told[k] = true
+			b.plan.Problems = append(b.plan.Problems, *t.lost)
+		}
+		b.plan.Peers = append(b.plan.Peers, Peer{Node: t.peer.Name, Block: t.dst, Reason: t.lost.Detail})
 	}
 }
 
@@ -109,6 +203,10 @@ func (b *builder) reach(peer *model.Node, dst netip.Prefix, c path.Choice) {
 	switch c.Path {
 	case model.PathDirect:
 		b.plan.Routes = append(b.plan.Routes, Route{Dst: dst, Via: c.Via, Link: c.Link})
+	case model.PathIPIP:
+		b.plan.Routes = append(b.plan.Routes, intoIPIP(dst, c.Via, c.Link))
+	case model.PathBGP:
+		b.plan.Routes = append(b.plan.Routes, b.told[dst].route)
 	case model.PathVXLAN:
 		mac := peer.VTEP(c.Outer)
 		if at, ok := b.vteps[vtep{c.Link, mac}]; ok && at != c.Via {
@@ -130,6 +228,14 @@ func (b *builder) reach(peer *model.Node, dst netip.Prefix, c path.Choice) {
 		b.plan.FDB = append(b.plan.FDB, FDB{Link: c.Link, MAC: mac, Dst: c.Via})
 	}
 	b.plan.Peers = append(b.plan.Peers, line)
+}
+
+// intoIPIP is a route through an ipip device to the node at an address.
+func intoIPIP(dst netip.Prefix, to netip.Addr, link string) Route {
+	if to.Is6() {
+		return Route{Dst: dst, Link: link, Encap: to}
+	}
+	return Route{Dst: dst, Via: to, Link: link, OnLink: true}
 }
 
 // behindNAT notes that packets of a VXLAN device meet a NAT.

@@ -57,8 +57,8 @@ type Link struct {
 	IPIP *IPIPDevice `json:"ipip,omitempty"`
 }
 
-// IPIPDevice are the attributes of an ipip device. It is the one that the kernel makes by itself (tunl0,
-// ip6tnl0), or stands for it.
+// IPIPDevice are the attributes of an ipip device. IPv4's is the one that the kernel makes by itself, tunl0. For
+// IPv6 it is a device that takes the other end's address from each route (Route.Encap).
 type IPIPDevice struct {
 	Local netip.Addr `json:"local"` // outer source, by which its family is known
 }
@@ -100,10 +100,21 @@ type Route struct {
 	Link   string       `json:"link,omitempty"`
 	OnLink bool         `json:"onlink,omitempty"`
 	MTU    int          `json:"mtu,omitempty"` // bytes; 0: the link's
+	// Encap is the other end of an IPv6 tunnel, in place of Via: of an on-link gateway the kernel wants to know that
+	// no other device leads to it (ip6_route_check_nh_onlink), and one does where a peer is in the same segment.
+	Encap netip.Addr `json:"encap,omitzero"`
 	// Learned: BGP told of it.
 	Learned bool `json:"learned,omitempty"`
 	// NextHops are several ways of equal cost, sorted; Via, Link and OnLink are empty then.
 	NextHops []NextHop `json:"nextHops,omitempty"`
+}
+
+// protocol is the mark that the kernel has of the route.
+func (r *Route) protocol() int {
+	if r.Learned {
+		return LearnedProtocol
+	}
+	return RouteProtocol
 }
 
 // NextHop is one of several ways of a route.
@@ -153,6 +164,10 @@ type Filter struct {
 	// Tunnels are the UDP ports at which nodes take tunnelled packets: a pod that sends there would have a node
 	// unwrap whatever it likes to say, past every policy.
 	Tunnels []uint16 `json:"tunnels,omitempty"`
+	// Protocols are the IP protocols that nodes unwrap (4: IPv4, 41: IPv6), for the same reason closed to pods; and
+	// open only to Nodes, the addresses that they come from.
+	Protocols []uint8        `json:"protocols,omitempty"`
+	Nodes     []netip.Prefix `json:"nodes,omitempty"`
 	// Local are this node's own blocks: what reaches them from outside Pods keeps its source.
 	Local []netip.Prefix `json:"local"`
 	// Bridges are links by which workloads come in and loopback addresses may go out: what has one on its way in
@@ -194,9 +209,9 @@ type Plan struct {
 	// Relearning says that BGP has not told all yet since the agent's start: learned routes that are in the
 	// kernel stay.
 	Relearning bool `json:"relearning,omitempty"`
-	// Retiring says that the tunnel devices are there only until the store, and so every peer, has heard
+	// Retiring are the paths whose tunnel devices are there only until the store, and so every peer, has heard
 	// that this node does not accept them any more.
-	Retiring bool `json:"retiring,omitempty"`
+	Retiring []model.Path `json:"retiring,omitempty"`
 	// Recalled is Input.Recalled: drivers add what is missing, and leave what leads to other nodes as it is.
 	Recalled bool `json:"recalled,omitempty"`
 	// Problems are what Build could not honour: a peer out of reach of a fixed mode, and such.

@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/heddle-net/heddle/internal/model"
@@ -70,9 +71,12 @@ func Shell(p Plan) string {
 
 // peers prints the ways to the other nodes, one paragraph for each.
 func (s *script) peers(p Plan) {
-	routes := make(map[string]Route, len(p.Routes))
+	routes, learned := make(map[string]Route, len(p.Routes)), map[string]bool{}
 	for _, r := range p.Routes {
 		routes[r.Dst.String()] = r
+		if r.Learned {
+			learned[r.Dst.String()] = true
+		}
 	}
 	neighbors := make(map[string]Neighbor, len(p.Neighbors))
 	for _, n := range p.Neighbors {
@@ -96,6 +100,7 @@ func (s *script) peers(p Plan) {
 		if !ok || peer.Path == "" {
 			continue
 		}
+		delete(learned, peer.Block.String())
 		if n, ok := neighbors[r.Link+" "+r.Via.String()]; ok {
 			if f, ok := fdb[n.Link+" "+n.MAC]; ok {
 				s.add("bridge", append([]string{"fdb", "add"}, fdbWords(f)...)...)
@@ -103,6 +108,12 @@ func (s *script) peers(p Plan) {
 			}
 			s.add("ip", append([]string{"neighbor", "add"}, neighborWords(n)...)...)
 			delete(neighbors, n.Link+" "+n.IP.String())
+		}
+		s.route(r)
+	}
+	for i, r := range slices.DeleteFunc(slices.Clone(p.Routes), func(r Route) bool { return !learned[r.Dst.String()] }) {
+		if i == 0 {
+			s.heading("what BGP tells of besides")
 		}
 		s.route(r)
 	}
@@ -191,6 +202,9 @@ func linkPurpose(k LinkKind) string {
 	if k == LinkBridge {
 		return "the bridge that workloads hang on"
 	}
+	if k == LinkIPIP {
+		return "the tunnel to nodes in other segments, IP in IP"
+	}
 	return "the tunnel to nodes in other segments"
 }
 
@@ -223,6 +237,11 @@ func (s *script) add(tool string, words ...string) {
 func (s *script) sysctl(c Sysctl) { s.add("sysctl", "-qw", c.Key+"="+c.Value) }
 
 func (s *script) link(l Link) {
+	if l.IPIP != nil && l.IPIP.Local.Is4() { // the kernel makes it, and keeps anybody from making another
+		s.add("modprobe", "ipip")
+		s.add("ip", "link", "set", "dev", l.Name, "alias", l.Alias, "mtu", fmt.Sprint(l.MTU), "addrgenmode", "none", "up")
+		return
+	}
 	s.add("ip", append([]string{"link", "add"}, linkWords(l)...)...)
 	if l.VXLAN != nil && l.VXLAN.NoTxChecksum {
 		s.add("ethtool", "-K", l.Name, "tx-checksum-ip-generic", "off")
@@ -232,7 +251,7 @@ func (s *script) link(l Link) {
 
 func (s *script) route(r Route) {
 	words := append(routeCommand(r), routeWords(r)...)
-	s.add("ip", append(words, "proto", fmt.Sprint(RouteProtocol))...)
+	s.add("ip", append(words, protocolWords(r)...)...)
 }
 
 // routeCommand names the family where the destination does not: "default" could be either.

@@ -19,6 +19,9 @@ func linkWords(l Link) []string {
 	if l.MTU > 0 {
 		w = append(w, "mtu", fmt.Sprint(l.MTU))
 	}
+	if l.IPIP != nil && l.IPIP.Local.Is6() {
+		return append(w, "type", "ip6tnl", "external", "mode", "ip6ip6")
+	}
 	w = append(w, "type", string(l.Kind))
 	if l.NFCall {
 		w = append(w, "nf_call_iptables", "1", "nf_call_ip6tables", "1")
@@ -61,22 +64,49 @@ func routeWords(r Route) []string {
 	} else {
 		w = append(w, r.Dst.String())
 	}
-	if r.Via.IsValid() {
-		w = append(w, "via", r.Via.String())
+	if r.Encap.IsValid() {
+		w = append(w, "encap", "ip6", "dst", r.Encap.String())
 	}
-	if r.Link != "" {
-		w = append(w, "dev", r.Link)
-	}
-	if r.OnLink {
-		w = append(w, "onlink")
-	}
+	w = append(w, hopWords(r.Via, r.Link, r.OnLink)...)
 	if r.MTU > 0 {
 		w = append(w, "mtu", fmt.Sprint(r.MTU))
 	}
-	if r.Type == RouteUnicast && !r.Via.IsValid() && r.Dst.Addr().Is4() {
+	if r.Type == RouteUnicast && !r.Via.IsValid() && len(r.NextHops) == 0 && r.Dst.Addr().Is4() {
 		w = append(w, "scope", "link")
 	}
 	return w
+}
+
+func hopWords(via netip.Addr, link string, onLink bool) []string {
+	var w []string
+	if via.IsValid() {
+		w = append(w, "via", via.String())
+	}
+	if link != "" {
+		w = append(w, "dev", link)
+	}
+	if onLink {
+		w = append(w, "onlink")
+	}
+	return w
+}
+
+// protocolWords are the mark of a route, and what has to stand after it.
+func protocolWords(r Route) []string {
+	w := []string{"proto", fmt.Sprint(r.protocol())}
+	for _, h := range r.NextHops {
+		w = append(append(w, "nexthop"), hopWords(h.Via, h.Link, h.OnLink)...)
+	}
+	return w
+}
+
+// routeLine is a route as a line of a difference; one that BGP told of says so.
+func routeLine(r Route) string {
+	w := routeWords(r)
+	if r.Learned {
+		w = append(w, protocolWords(r)...)
+	}
+	return strings.Join(w, " ")
 }
 
 func neighborWords(n Neighbor) []string {
