@@ -202,7 +202,7 @@ func last(network netip.Prefix, size int) netip.Addr {
 func (o *object) backend(pools []model.Pool, enable6 bool) error {
 	raw, ok := o.raw("Backend")
 	if !ok {
-		return o.bad("Backend.Type", "vxlan, host-gw or alloc (without a Backend Flannel takes udp, which is not one of them)")
+		return o.bad("Backend.Type", "vxlan, ipip, host-gw or alloc (without a Backend Flannel takes udp, which is not one of them)")
 	}
 	b, err := parseObject(netConf, "Backend.", raw)
 	if err != nil {
@@ -220,10 +220,20 @@ func (o *object) backend(pools []model.Pool, enable6 bool) error {
 		return b.vxlan(pools, enable6)
 	case "host-gw":
 		carry(pools, model.PathDirect, model.EncapNever, model.VXLAN{})
+	case "ipip":
+		if err := b.only("Type", "DirectRouting"); err != nil {
+			return err
+		}
+		direct, err := b.boolean("DirectRouting", false)
+		if err != nil {
+			return err
+		}
+		carry(pools, model.PathIPIP, always(direct), model.VXLAN{})
+		return nil
 	case "alloc":
 		carry(pools, model.PathNone, model.EncapNever, model.VXLAN{})
 	default:
-		return b.bad("Type", "vxlan, host-gw or alloc")
+		return b.bad("Type", "vxlan, ipip, host-gw or alloc")
 	}
 	return b.only("Type")
 }
@@ -277,10 +287,14 @@ func (o *object) vxlan(pools []model.Pool, enable6 bool) error {
 			return err
 		}
 	}
-	encap := model.EncapAlways
-	if direct {
-		encap = model.EncapCrossSubnet
-	}
-	carry(pools, model.PathVXLAN, encap, v)
+	carry(pools, model.PathVXLAN, always(direct), v)
 	return nil
+}
+
+// always is what DirectRouting means for a tunnel.
+func always(direct bool) model.Encap {
+	if direct {
+		return model.EncapCrossSubnet
+	}
+	return model.EncapAlways
 }
