@@ -15,7 +15,8 @@ import (
 // No filter lifts what makes no sense: a prefix of loopback, link-local or multicast addresses, a next hop that
 // is none. Beyond that the first rule that matches decides, in the order of the session's filters. Where none
 // does, a node of this network is believed about the pools only, and others about everything; but nobody about
-// a default route, and nobody about a range that holds, is or lies in one of this node's own.
+// a default route, and nobody about a range that holds, is or lies in one of this node's own, without what
+// that has lent to others.
 func (p *Plan) Believe(n *Neighbor, r Route) (Route, bool, string) {
 	if why := nonsense(&r); why != "" {
 		return r, false, why
@@ -34,7 +35,7 @@ func (p *Plan) Believe(n *Neighbor, r Route) (Route, bool, string) {
 		return r, false, "a default route, which no filter accepts"
 	}
 	for _, own := range p.Own {
-		if own.Overlaps(r.Prefix) {
+		if own.Overlaps(r.Prefix) && !(own.Bits() < own.Addr().BitLen() && slices.ContainsFunc(p.Lent, func(l netip.Prefix) bool { return within(r.Prefix, l) })) {
 			return r, false, fmt.Sprintf("it %s this node's own %s, and no filter accepts that", relation(r.Prefix, own), own)
 		}
 	}

@@ -45,6 +45,8 @@ type Settings struct {
 	// MeshLimit is the number of nodes above which elected route reflectors replace the mesh; 0: never.
 	MeshLimit       int           `json:"meshLimit"`
 	MeshPassword    Secret        `json:"-"`
+	MeshPasswordRef string        `json:"meshPasswordRef,omitempty"` // see Session.PasswordRef
+	MeshLocked      string        `json:"-"`                         // see Session.Locked
 	MeshRestartTime time.Duration `json:"meshRestartTime"`
 	ListenPort      uint16        `json:"listenPort"`
 	// Service ranges that every node announces.
@@ -80,6 +82,9 @@ func (s Secret) String() string {
 
 // GoString keeps it out of %#v.
 func (s Secret) GoString() string { return s.String() }
+
+// MarshalText keeps it out of JSON.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // Community is a standard one, A:B of 16 bits each (RFC 1997), or a large one, A:B:C of 32 bits (RFC 8092).
 type Community struct {
@@ -132,6 +137,8 @@ type Peer struct {
 	Address      netip.Addr `json:"address,omitzero"`
 	Port         uint16     `json:"port,omitempty"` // 0: 179
 	PeerSelector string     `json:"peerSelector,omitempty"`
+	// AnySource leaves the choice of the own address to the kernel; else it is the node's, unless Source is set.
+	AnySource bool `json:"anySource,omitempty"`
 	Session
 }
 
@@ -156,9 +163,15 @@ type BFD struct {
 type Session struct {
 	RemoteASN uint32 `json:"remoteASN"` // 0: the network's own
 	LocalASN  uint32 `json:"localASN,omitempty"`
-	// Source is the session's own address; zero: the one by which the kernel reaches the neighbour.
+	// Source is the session's own address; in a plan, zero stands for the one by which the kernel reaches the
+	// neighbour.
 	Source   netip.Addr `json:"source,omitzero"`
 	Password Secret     `json:"-"` // RFC 2385
+	// PasswordRef names the password as people do, NAME/KEY of a Kubernetes Secret. Without the password the
+	// neighbour is not spoken to.
+	PasswordRef string `json:"passwordRef,omitempty"`
+	// Locked says why there is no password; see Unlock.
+	Locked string `json:"-"`
 	// TTLSecurity is the number of hops that packets may have come (RFC 5082); 0: not checked. Multihop lets an
 	// eBGP neighbour be that many hops away; 0: it must be on-link.
 	TTLSecurity uint8         `json:"ttlSecurity,omitempty"`

@@ -24,6 +24,10 @@ type Plan struct {
 	// Own are ranges that no neighbour is believed about, unless a filter accepts them: this node's addresses and
 	// blocks.
 	Own []netip.Prefix `json:"own"`
+	// Lent are parts of own blocks that other nodes have: about these they are believed.
+	Lent []netip.Prefix `json:"lent,omitempty"`
+	// Elected says that chosen nodes reflect routes in the mesh's stead.
+	Elected bool `json:"elected,omitempty"`
 	// Mode says in words how nodes of the network speak to each other: "full mesh of 5 nodes".
 	Mode string `json:"mode"`
 }
@@ -114,4 +118,11 @@ type Input struct {
 	Self    *model.Node
 	Cluster *model.Cluster // sorted; pools as they count
 	Config  Config
+	// Addresses are those of this node's workloads: the ones that are borrowed are announced one by one.
+	Addresses []netip.Addr
+	// Learned is what neighbours say now, believed or not: a session that is not wanted any more stays until
+	// others tell what it tells.
+	Learned []Route
+	// Elected is that of the last plan.
+	Elected bool
 }
