@@ -69,6 +69,8 @@ type Agent struct {
 	// has not yet heard of.
 	attaching sync.RWMutex
 	keys      keyLocks
+	// keeper is the register loop's, but for those who ask it.
+	keeper blockKeeper
 	// publishing is held while this node's entry in the store is read and written.
 	publishing sync.Mutex
 	// remembering is held while the cluster is written to the ledger: the newest is written last.

@@ -12,20 +12,21 @@ import (
 	"github.com/heddle-net/heddle/internal/kernel"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
+	"github.com/heddle-net/heddle/internal/store/ledger"
 )
 
 // portsKey is the lock of the node's ports among those of workloads, whose keys have a slash.
 const portsKey = "host ports"
 
-// reserve is Ledger.Reserve, once nobody else has the ports that the workload asks for.
-func (a *Agent) reserve(ctx context.Context, w model.Workload, blocks []netip.Prefix) (model.Workload, bool, error) {
+// reserve is Ledger.Take, once nobody else has the ports that the workload asks for.
+func (a *Agent) reserve(ctx context.Context, w model.Workload, ask ledger.Ask) (model.Workload, bool, error) {
 	if len(w.HostPorts) > 0 {
 		defer a.keys.lock(portsKey)()
 		if err := portsTaken(&w, a.ledger.List()); err != nil {
 			return w, false, err
 		}
 	}
-	got, existed, err := a.ledger.Reserve(ctx, w, blocks, time.Now())
+	got, existed, err := a.ledger.Take(ctx, w, ask, time.Now())
 	if err == nil && existed {
 		err = sameCapabilities(got, w)
 	}

@@ -3,7 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -11,7 +11,6 @@ import (
 
 	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/enforce"
-	"github.com/heddle-net/heddle/internal/ipam"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
 )
@@ -30,35 +29,28 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 	if err := p.Ready(); err != nil {
 		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", err)
 	}
+	took := a.metrics.start()
 	// Before any lock and any address: the store may tell late, and neither passes nor other pods wait for that.
 	if err := a.policy.AwaitPod(ctx, w); err != nil {
 		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", err)
 	}
-	defer a.keys.lock(w.Key())()
-	a.attaching.RLock()
-	defer a.attaching.RUnlock()
-	s := a.snapshot()
-	if s.plan == nil || s.input == nil {
-		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", errStarting)
+	took.lap("known")
+	w.Wishes = a.wishes(&w)
+	if err := checkWishes(&w); err != nil {
+		return cni.Attached{}, err
 	}
-	w.Attachment, w.MTU = a.Config.Attachment, s.plan.MTU
+	if w.Wishes != nil {
+		w.MAC = w.Wishes.MAC
+	}
 	w.HostLink = model.HostLinkName(w.ContainerID, w.IfName)
 	w.Created = time.Now().UTC()
-	blocks, err := inUse(s.input.Cluster, applied(s.blocks, s.input))
+	defer a.keys.lock(w.Key())()
+	w, existed, s, err := a.place(ctx, w, took.lap)
 	if err != nil {
 		return cni.Attached{}, err
 	}
-	w, existed, err := a.reserve(ctx, w, prefixes(blocks))
-	var full *ipam.BlockFullError
-	if errors.As(err, &full) && full.Cooling > 0 {
-		return cni.Attached{}, cni.Errorf(cni.CodeTryAgainLater, "%v", err)
-	}
-	if full != nil {
-		return cni.Attached{}, fmt.Errorf("%w: `heddle status` shows whose; a shorter SubnetLen gives every node more", err)
-	}
-	if err != nil {
-		return cni.Attached{}, err
-	}
+	defer a.attaching.RUnlock()
+	took.lap("reserved")
 	poke(a.endpoints) // the sooner others know it, the sooner they let it in
 	pod := plan.PodOf(*s.input, w, w.MTU)
 	if existed {
@@ -71,10 +63,12 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 	}
 	// First the policies, then the interface: the workload never sends a packet that they deny.
 	err = a.policy.Admit(ctx, w, pod.MAC)
+	took.lap("admitted")
 	if err == nil {
 		if err = a.Pods.Attach(ctx, netns, pod); err != nil {
 			a.policy.Dismiss(w, pod.MAC)
 		}
+		took.lap("attached")
 	}
 	if err == nil {
 		if err = a.openPorts(ctx, w); err != nil {
@@ -91,7 +85,8 @@ func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.A
 		}
 		return cni.Attached{}, errors.Join(err, rerr)
 	}
-	a.Log.Debug("workload attached", "workload", w.String(), "addresses", w.Addresses)
+	took.lap("opened")
+	a.Log.Debug("workload attached", "workload", w.String(), "addresses", w.Addresses, slog.Group("took", took.laps...))
 	return attached(w, pod), nil
 }
 

@@ -2,13 +2,9 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"net/netip"
 	"reflect"
-	"slices"
 	"strings"
 	"time"
 
@@ -229,133 +225,6 @@ func (a *Agent) alive(ctx context.Context, name string) bool {
 	}
 	h, ok := i.Object.(*model.Heartbeat)
 	return ok && h.Lost(time.Now()) <= 0
-}
-
-// reconcileBlocks makes sure that this node owns one block of every pool, re-claims what the store
-// lost, and lets go of blocks whose pool is gone once no workload uses them. A block in use is never
-// given up.
-func (a *Agent) reconcileBlocks(ctx context.Context, own []model.Block) (changed bool, issues []model.Problem) {
-	c, synced := a.view.Snapshot()
-	if !synced {
-		return false, nil
-	}
-	used := func(b model.Block) bool {
-		return slices.ContainsFunc(a.ledger.List(), func(w model.Workload) bool {
-			return slices.ContainsFunc(w.Addresses, b.CIDR.Contains)
-		})
-	}
-	var keep []model.Block
-	for _, b := range own {
-		switch p := c.Pool(b.Pool); {
-		case (p == nil || !poolHolds(p, b)) && !used(b):
-			if err := a.Store.Delete(ctx, model.KindBlock, b.Key(), store.AnyRevision); err != nil {
-				issues = append(issues, a.storeProblem("block "+b.CIDR.String(), err))
-				keep = append(keep, b)
-				continue
-			}
-			a.Log.Info("block released: its pool is gone", "block", b.CIDR)
-			continue
-		case p == nil || !poolHolds(p, b):
-			issues = append(issues, model.Problem{
-				Code: "block-outside-pool", Severity: model.Warning, Subject: "block " + b.CIDR.String(),
-				Detail: fmt.Sprintf("pool %q has no such block any more; it is kept while workloads use it", b.Pool),
-				Next:   "heddle status, then restart the workloads in this block",
-			})
-		}
-		if err := a.reclaim(ctx, &c, b); err != nil {
-			issues = append(issues, model.Problem{
-				Code: "block-lost", Severity: model.Failure, Subject: "block " + b.CIDR.String(), Detail: err.Error(),
-				Next: "heddle status on both nodes; drain the workloads of one of them",
-			})
-			if !used(b) && errors.Is(err, store.ErrConflict) {
-				continue
-			}
-		}
-		keep = append(keep, b)
-	}
-	for _, p := range c.Pools {
-		if slices.ContainsFunc(keep, func(b model.Block) bool { return b.Pool == p.Name && poolHolds(&p, b) }) {
-			continue
-		}
-		b, err := a.claim(ctx, &c, p)
-		if err != nil {
-			issues = append(issues, a.storeProblem("pool "+p.Name, err))
-			continue
-		}
-		a.Log.Info("block claimed", "block", b.CIDR, "pool", p.Name)
-		keep = append(keep, b)
-	}
-	if slices.Equal(keep, own) {
-		return false, issues
-	}
-	text, err := json.Marshal(keep)
-	if err == nil {
-		err = a.ledger.SetMeta(ctx, metaBlocks, text)
-	}
-	if err != nil {
-		return false, append(issues, model.Problem{Code: "ledger", Severity: model.Failure, Subject: "ledger", Detail: err.Error(), Next: "df -h " + a.Config.StateDir})
-	}
-	a.update(func(s *state) { s.blocks = keep })
-	return true, issues
-}
-
-func poolHolds(p *model.Pool, b model.Block) bool {
-	return p.BlockSize == b.CIDR.Bits() && p.CIDR.Contains(b.CIDR.Addr())
-}
-
-// reclaim puts an own block back into the store when it is not there.
-func (a *Agent) reclaim(ctx context.Context, c *model.Cluster, b model.Block) error {
-	for i := range c.Blocks {
-		if c.Blocks[i].CIDR == b.CIDR {
-			if c.Blocks[i].Node == b.Node {
-				return nil
-			}
-			return fmt.Errorf("node %q holds it in the store: %w", c.Blocks[i].Node, store.ErrConflict)
-		}
-	}
-	_, err := a.Store.Put(ctx, &b, 0)
-	if errors.Is(err, store.ErrConflict) {
-		item, gerr := a.Store.Get(ctx, model.KindBlock, b.Key())
-		if got, ok := item.Object.(*model.Block); gerr == nil && ok && got.Node == b.Node {
-			return nil // the view was late
-		}
-	}
-	if err == nil {
-		a.Log.Warn("block was missing in the store and is claimed again", "block", b.CIDR)
-	}
-	return err
-}
-
-// claim gets a block of the pool. When none is free, a block of a node that has been lost for longer
-// than the grace time is freed first.
-func (a *Agent) claim(ctx context.Context, c *model.Cluster, p model.Pool) (model.Block, error) {
-	pick := func(taken []netip.Prefix, attempt int) (netip.Prefix, error) {
-		return ipam.PickBlock(p, taken, attempt, seed(a.id))
-	}
-	b, err := store.Claim(ctx, a.Store, a.Config.Node, p, pick)
-	if !errors.Is(err, ipam.ErrPoolFull) {
-		return b, err
-	}
-	withdrawn := a.snapshot().withdrawn
-	for _, old := range c.Blocks {
-		if old.Pool != p.Name || !withdrawn[old.Node] || a.alive(ctx, old.Node) {
-			continue
-		}
-		item, gerr := a.Store.Get(ctx, model.KindBlock, old.Key())
-		if gerr != nil || a.Store.Delete(ctx, model.KindBlock, old.Key(), item.Revision) != nil {
-			continue
-		}
-		a.Log.Warn("block of a lost node is freed, as the pool is full", "block", old.CIDR, "node", old.Node)
-		return store.Claim(ctx, a.Store, a.Config.Node, p, pick)
-	}
-	return b, err
-}
-
-// seed turns the node's id into a number, so that nodes that claim at once try different blocks.
-func seed(id string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(id)) // never fails
-	return h.Sum64()
 }
 
 func (a *Agent) storeProblem(subject string, err error) model.Problem {

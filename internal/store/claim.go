@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/heddle-net/heddle/internal/model"
@@ -14,11 +15,19 @@ import (
 // claimAttempts bounds how often a claim is tried against others'.
 const claimAttempts = 200
 
+// Pick chooses a free block, given those that are taken (of every pool, in the order of their keys) and the
+// number of attempts that failed so far; its error ends the claim.
+type Pick func(taken []netip.Prefix, attempt int) (netip.Prefix, error)
+
 // Claim gets the node a block of the pool, by create-only writes: of many nodes that claim at once,
-// each gets another one. A node that has a block of the pool already keeps it. pick chooses a free
-// block, given those that are taken (of every pool, in the order of their keys) and the number of
-// attempts that failed so far; its error ends the claim.
-func Claim(ctx context.Context, s Store, node string, pool model.Pool, pick func(taken []netip.Prefix, attempt int) (netip.Prefix, error)) (model.Block, error) {
+// each gets another one. A node that has a block of the pool already keeps it.
+func Claim(ctx context.Context, s Store, node string, pool model.Pool, pick Pick) (model.Block, error) {
+	return ClaimAnother(ctx, s, node, pool, nil, pick)
+}
+
+// ClaimAnother is Claim by a node that knows of blocks of its own. One that the store has beside those is the end
+// of a claim of which it never heard, and is what it gets.
+func ClaimAnother(ctx context.Context, s Store, node string, pool model.Pool, own []netip.Prefix, pick Pick) (model.Block, error) {
 	wrap := func(err error) error { return fmt.Errorf("block of pool %q for node %q: %w", pool.Name, node, err) }
 	for attempt := range claimAttempts {
 		items, _, err := s.List(ctx, model.KindBlock)
@@ -28,7 +37,7 @@ func Claim(ctx context.Context, s Store, node string, pool model.Pool, pick func
 		taken := make([]netip.Prefix, 0, len(items))
 		for _, it := range items {
 			b := it.Object.(*model.Block)
-			if b.Node == node && b.Pool == pool.Name && b.CIDR.Bits() == pool.BlockSize && pool.CIDR.Contains(b.CIDR.Addr()) {
+			if b.Node == node && b.Pool == pool.Name && b.CIDR.Bits() == pool.BlockSize && pool.CIDR.Contains(b.CIDR.Addr()) && !slices.Contains(own, b.CIDR) {
 				return *b, nil
 			}
 			taken = append(taken, b.CIDR)
