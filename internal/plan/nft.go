@@ -15,6 +15,8 @@ import (
 //     every packet. Where somebody's FORWARD chain drops, the nft driver adds its accepts in that chain;
 //   - tunnels: Filter.Tunnels. What a pod sends to a node's tunnel, this one's or another's, is dropped; between
 //     pods the port is as good as any. In chains for NAT this costs only the first packet of a flow;
+//   - protocols: Filter.Protocols, the same for IP in IP, which has no ports; nodes4, nodes6: Filter.Nodes, the only
+//     ones from whom a node unwraps it;
 //   - postrouting masquerades pods that talk to the outside (never to multicast), and outsiders that this
 //     node forwards to a pod of another node, so that the replies come back through it. The meaning is
 //     that of Flannel's rules for --ip-masq, of which a pool without Masquerade has none;
@@ -29,11 +31,12 @@ import (
 //go:embed skeleton.nft
 var Skeleton string
 
-// Set is one set or map of the table with its elements, sorted: prefixes, ports, links or host ports.
+// Set is one set or map of the table with its elements, sorted: prefixes, ports, protocols, links or host ports.
 type Set struct {
 	Name      string
 	Elements  []netip.Prefix
 	Ports     []uint16
+	Protocols []uint8
 	Links     []string
 	HostPorts []HostPort
 }
@@ -47,6 +50,9 @@ func (s Set) words() []string {
 	for _, p := range s.Ports {
 		out = append(out, strconv.Itoa(int(p)))
 	}
+	for _, p := range s.Protocols {
+		out = append(out, strconv.Itoa(int(p)))
+	}
 	for _, l := range s.Links {
 		out = append(out, strconv.Quote(l))
 	}
@@ -58,23 +64,26 @@ func (s Set) words() []string {
 
 // Sets are all sets of the table, in the skeleton's order; those without elements are there too.
 func (f Filter) Sets() []Set {
-	var out []Set
-	for _, s := range []struct {
-		name  string
-		elems []netip.Prefix
-	}{{"pods", f.Pods}, {"masq", f.Masquerade}, {"local", f.Local}} {
-		v4, v6 := Set{Name: s.name + "4"}, Set{Name: s.name + "6"}
-		for _, e := range s.elems {
-			if e.Addr().Is4() {
-				v4.Elements = append(v4.Elements, e)
-			} else {
-				v6.Elements = append(v6.Elements, e)
-			}
-		}
-		out = append(out, v4, v6)
-	}
-	out = append(out, Set{Name: "tunnels", Ports: f.Tunnels}, Set{Name: "bridges", Links: f.Bridges})
+	out := bothFamilies("pods", f.Pods)
+	out = append(out, bothFamilies("masq", f.Masquerade)...)
+	out = append(out, bothFamilies("local", f.Local)...)
+	out = append(out, Set{Name: "tunnels", Ports: f.Tunnels}, Set{Name: "protocols", Protocols: f.Protocols})
+	out = append(out, bothFamilies("nodes", f.Nodes)...)
+	out = append(out, Set{Name: "bridges", Links: f.Bridges})
 	return append(out, f.hostPortSets()...)
+}
+
+// bothFamilies are the two sets of a name's prefixes.
+func bothFamilies(name string, elems []netip.Prefix) []Set {
+	v4, v6 := Set{Name: name + "4"}, Set{Name: name + "6"}
+	for _, e := range elems {
+		if e.Addr().Is4() {
+			v4.Elements = append(v4.Elements, e)
+		} else {
+			v6.Elements = append(v6.Elements, e)
+		}
+	}
+	return []Set{v4, v6}
 }
 
 // NFT is the filter as text for `nft -f -`, which loads it as one transaction in place of whatever the

@@ -22,6 +22,8 @@ var dual = plan.Filter{
 	Pods:       prefixes("10.244.0.0/16", "10.245.0.0/16", "fd00:10:244::/56"),
 	Masquerade: prefixes("10.244.0.0/16", "fd00:10:244::/56"),
 	Local:      prefixes("10.244.1.0/24", "10.244.2.0/24", "fd00:10:244:1::/64"),
+	Protocols:  []uint8{4, 41},
+	Nodes:      prefixes("192.168.0.4/32", "192.168.0.5/32", "2001:db8::4/128"),
 	Bridges:    []string{"cni0"},
 	HostPorts: []plan.HostPort{
 		hostPort("tcp", "0.0.0.0", 8080, "10.244.1.2:80", "10.244.1.0/24", "127.0.0.0/8"),

@@ -57,11 +57,17 @@ func skeletonRules(chain string) [][]expr.Any {
 			&expr.Lookup{SourceRegister: 1, SetName: "tunnels"},
 			&expr.Verdict{Kind: expr.VerdictDrop},
 		}
+		dropIP := []expr.Any{ // meta l4proto @protocols drop
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+			&expr.Lookup{SourceRegister: 1, SetName: "protocols"},
+			&expr.Verdict{Kind: expr.VerdictDrop},
+		}
 		if chain == "input" {
-			out = append(out, slices.Concat(family, in(h.src, "pods", false), drop))
+			out = append(out, slices.Concat(family, in(h.src, "pods", false), drop), slices.Concat(family, in(h.src, "nodes", true), dropIP))
 			continue
 		}
-		tunnels = append(tunnels, slices.Concat(family, in(h.src, "pods", false), in(h.dst, "pods", true), drop))
+		fromPod := slices.Concat(family, in(h.src, "pods", false), in(h.dst, "pods", true))
+		tunnels = append(tunnels, slices.Concat(fromPod, drop), slices.Concat(fromPod, dropIP))
 		masquerade := []expr.Any{&expr.Masq{FullyRandom: true}}
 		out = append(out,
 			slices.Concat(family, in(h.src, "masq", false), in(h.dst, "pods", true), h.multicast, masquerade),

@@ -52,6 +52,11 @@ func wantSets(f plan.Filter) []wantSet {
 		switch strings.TrimRight(s.Name, "46") {
 		case "tunnels":
 			w.key, w.flags, w.elems = nftables.TypeInetService, 0, ports(s.Ports)
+		case "protocols":
+			w.key, w.flags = nftables.TypeInetProto, 0
+			for _, p := range s.Protocols {
+				w.elems = append(w.elems, elem{key: string([]byte{p})})
+			}
 		case "bridges":
 			w.key, w.flags, w.elems = nftables.TypeIFName, 0, links(s.Links)
 		case "hostports":

@@ -231,3 +231,64 @@ func TestPermissionIsNamed(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 }
+
+// arrives tells whether an IP packet of a protocol gets from one namespace to an address in another.
+func arrives(t *testing.T, network string, from, to space, addr string) bool {
+	t.Helper()
+	target := &net.IPAddr{IP: net.ParseIP(addr)}
+	var server, client *net.IPConn
+	if err := to.within(func() (err error) { server, err = net.ListenIP(network, target); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = server.Close() }()
+	if err := from.within(func() (err error) { client, err = net.ListenIP(network, nil); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	buf := make([]byte, 200)
+	for range 4 {
+		if _, err := client.WriteTo([]byte("IP in IP, or so it says"), target); err != nil {
+			return false // dropped on its way out
+		}
+		_ = server.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		if _, _, err := server.ReadFrom(buf); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// TestOnlyNodesMaySendWhatIsUnwrapped: a node with an ipip device takes protocols 4 and 41 from nodes, and from nobody
+// else; least of all from pods, to which it would look as if another pod spoke.
+func TestOnlyNodesMaySendWhatIsUnwrapped(t *testing.T) {
+	w := newWorld(t)
+	d := w.a.driver()
+	f := nodeFilter
+	f.Protocols, f.Nodes = []uint8{4, 41}, prefixes("192.168.0.2/32", "fd00:192::2/128")
+	apply(t, d, f)
+	for _, c := range []struct {
+		what, network string
+		from, to      space
+		addr          string
+		want          bool
+	}{
+		{"node", "ip4:4", w.b, w.a, "192.168.0.1", true},
+		{"node", "ip6:41", w.b, w.a, "fd00:192::1", true},
+		{"stranger", "ip4:4", w.outside, w.a, "172.16.0.1", false},
+		{"stranger", "ip6:41", w.outside, w.a, "fd00:172::1", false},
+		{"pod", "ip4:4", w.pod1, w.a, "10.244.1.1", false},
+		{"pod", "ip6:41", w.pod1, w.a, "fd00:10:244:1::1", false},
+		{"pod to another node", "ip4:4", w.pod1, w.b, "192.168.0.2", false},
+		{"pod to another node", "ip6:41", w.pod1, w.b, "fd00:192::2", false},
+		{"pod to pod", "ip4:4", w.pod1, w.pod2, "10.244.2.2", true},
+		{"another protocol", "ip4:99", w.outside, w.a, "172.16.0.1", true},
+	} {
+		if got := arrives(t, c.network, c.from, c.to, c.addr); got != c.want {
+			t.Errorf("%s, %s to %s: arrives %v, want %v", c.what, c.network, c.addr, got, c.want)
+		}
+	}
+	apply(t, d, nodeFilter)
+	if !arrives(t, "ip4:4", w.outside, w.a, "172.16.0.1") {
+		t.Error("without an ipip device of Heddle's, somebody else's tunnel is held up")
+	}
+}
