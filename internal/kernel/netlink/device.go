@@ -40,7 +40,7 @@ func (r *round) applyLinks() {
 	for i := range r.p.Links {
 		w := &r.p.Links[i]
 		l := r.links.byName[w.Name]
-		if l == nil || !l.ours() || !l.up() || l.kind != string(w.Kind) || r.differs(l, w) != "" {
+		if l == nil || !l.ours() || !l.up() || r.differs(l, w) != "" {
 			continue
 		}
 		r.usable[w.Name] = l
@@ -54,12 +54,15 @@ func (r *round) applyLinks() {
 // differs says in what a device is another one than the plan's, so that it cannot be changed into it;
 // "" when it can.
 func (r *round) differs(l *link, w *plan.Link) string {
-	if l.kind != string(w.Kind) {
+	if want := kernelKind(w); l.kind != string(want) {
 		kind := l.kind
 		if kind == "" {
 			kind = "hardware"
 		}
-		return fmt.Sprintf("it is of kind %s, not %s", kind, w.Kind)
+		return fmt.Sprintf("it is of kind %s, not %s", kind, want)
+	}
+	if w.Kind == plan.LinkIPIP {
+		return inIPDiffers(l, w)
 	}
 	if w.Kind != plan.LinkVXLAN {
 		return ""
@@ -143,6 +146,9 @@ func (r *round) create(w *plan.Link) *link {
 			return nil
 		}
 		data, next = attrVXLAN(x), "ip -d link show type vxlan"
+	}
+	if w.Kind == plan.LinkIPIP {
+		return r.createInIP(w)
 	}
 	mtu := w.MTU
 	if w.Kind == plan.LinkBridge {

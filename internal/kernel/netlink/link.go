@@ -46,6 +46,32 @@ type link struct {
 	loopback  bool
 	nfCall    nfCall
 	vxlan     vxlan
+	inIP      inIP
+}
+
+// inIP are the attributes of a tunnel device of IP in IP that make it another one.
+type inIP struct {
+	remote   netip.Addr // of the other end; invalid: any
+	external bool       // routes say it
+}
+
+// Kinds of the kernel's tunnel devices of IP in IP, by family.
+const (
+	kindIPIP                 = plan.LinkIPIP
+	kindIP6TNL plan.LinkKind = "ip6tnl"
+)
+
+// kernelKind is the kernel's name for what a link of a plan is.
+func kernelKind(w *plan.Link) plan.LinkKind {
+	if w.IPIP != nil && w.IPIP.Local.Is6() {
+		return kindIP6TNL
+	}
+	return w.Kind
+}
+
+// tunnel tells whether the link is one that a plan may have, and so routes into it are the plan's.
+func (l *link) tunnel() bool {
+	return l.kind == string(plan.LinkVXLAN) || l.kind == string(kindIPIP) || l.kind == string(kindIP6TNL)
 }
 
 // vxlan are the attributes that make a VXLAN device another one.
@@ -168,6 +194,8 @@ func (l *link) parseInfo(b []byte) error {
 				l.vxlan = parseVXLAN(a.Value)
 			case string(plan.LinkBridge):
 				l.nfCall = parseNFCall(a.Value)
+			case string(kindIPIP), string(kindIP6TNL):
+				l.inIP = parseInIP(a.Value)
 			}
 		case nl.IFLA_INFO_SLAVE_KIND:
 			slaveKind = unix.ByteSliceToString(a.Value)
@@ -245,6 +273,24 @@ func parseVXLAN(b []byte) (x vxlan) {
 	return x
 }
 
+func parseInIP(b []byte) (x inIP) {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return x
+	}
+	for _, a := range attrs {
+		switch a.Attr.Type & attrTypeMask {
+		case nl.IFLA_IPTUN_REMOTE:
+			if r := addrOf(a.Value); r.IsValid() && !r.IsUnspecified() {
+				x.remote = r
+			}
+		case nl.IFLA_IPTUN_COLLECT_METADATA:
+			x.external = true
+		}
+	}
+	return x
+}
+
 func parseNFCall(b []byte) (n nfCall) {
 	attrs, err := nl.ParseRouteAttr(b)
 	if err != nil {
@@ -291,6 +337,13 @@ func setLink(index int, up bool, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
 	req := request(unix.RTM_NEWLINK, 0, msg)
 	addAttrs(req, attrs)
 	return req
+}
+
+// downLink is setLink's other way, and takes our mark away.
+func downLink(index int) *nl.NetlinkRequest {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index, msg.Change = int32(index), unix.IFF_UP
+	return request(unix.RTM_NEWLINK, 0, msg, nl.NewRtAttr(unix.IFLA_IFALIAS, nil))
 }
 
 func delLink(index int) *nl.NetlinkRequest {
@@ -369,6 +422,14 @@ func attrVXLAN(x vxlan) *nl.RtAttr {
 	if x.gbp {
 		data.AddRtAttr(nl.IFLA_VXLAN_GBP, nil)
 	}
+	return data
+}
+
+// attrIP6TNL is a tunnel of IPv6 in IPv6 whose other end each route names.
+func attrIP6TNL() *nl.RtAttr {
+	data := nl.NewRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_IPTUN_COLLECT_METADATA, nil)
+	data.AddRtAttr(nl.IFLA_IPTUN_PROTO, []byte{unix.IPPROTO_IPV6})
 	return data
 }
 

@@ -202,9 +202,14 @@ func (r *round) removeLinks() {
 		if r.stray[l.index] || r.p.Recalled && !l.workloads() {
 			continue
 		}
-		if r.one(op{req: delLink(l.index), code: "link-failed", subject: "link " + l.name, next: "ip -d link show " + l.name}) {
-			r.d.log.Info("link removed", "link", l.name, "alias", l.alias)
+		o := op{code: "link-failed", subject: "link " + l.name, next: "ip -d link show " + l.name}
+		if err := r.drop(l); err != nil {
+			r.fail(o.code, o.subject, err, o.next)
+			continue
 		}
+		r.changed++
+		r.done = append(r.done, o)
+		r.d.log.Info("link removed", "link", l.name, "alias", l.alias)
 	}
 }
 
@@ -246,7 +251,7 @@ func (r *round) sweep(ctx context.Context) error {
 		return err
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rs, err := r.c.routes(family, 0, false)
+		rs, err := r.c.owned(family, 0)
 		if err != nil {
 			return err
 		}
@@ -260,7 +265,7 @@ func (r *round) sweep(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := r.c.do(delLink(l.index)); err != nil && !isGone(err) {
+		if err := r.drop(l); err != nil && !isGone(err) {
 			r.fail("link-failed", "link "+l.name, err, "")
 		}
 	}

@@ -1,9 +1,11 @@
 package netlink
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -27,16 +29,47 @@ type route struct {
 	onlink    bool
 	mtu       int // bytes; 0: none
 	metric    uint32
-	multipath bool
+	encap     netip.Addr // the other end of an IPv6 tunnel
+	hops      []nextHop  // several ways, sorted
+	multipath bool       // several ways, or one in a form that no plan has
 }
 
-// routes lists the routes of a family with our protocol in the given table (0: every table); with
-// any, also those of other protocols.
-func (c *conn) routes(family int, table uint8, anyProto bool) ([]route, error) {
-	msg := &nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(family), Table: table}}
-	if !anyProto {
-		msg.Protocol = plan.RouteProtocol
+// nextHop is one of several ways of a route.
+type nextHop struct {
+	via    netip.Addr
+	index  int
+	onlink bool
+}
+
+// protocolOf is the mark of a plan's route.
+func protocolOf(w *plan.Route) uint8 {
+	if w.Learned {
+		return plan.LearnedProtocol
 	}
+	return plan.RouteProtocol
+}
+
+// owned lists the routes of a family that carry one of our marks, in the given table (0: every table).
+func (c *conn) owned(family int, table uint8) ([]route, error) {
+	own, err := c.routesOf(family, table, plan.RouteProtocol)
+	if err != nil {
+		return nil, err
+	}
+	learned, err := c.routesOf(family, table, plan.LearnedProtocol)
+	return append(own, learned...), err
+}
+
+// routes lists the routes of a family with our first protocol in the given table; with any, those of all protocols.
+func (c *conn) routes(family int, table uint8, anyProto bool) ([]route, error) {
+	if anyProto {
+		return c.routesOf(family, table, unix.RTPROT_UNSPEC)
+	}
+	return c.routesOf(family, table, plan.RouteProtocol)
+}
+
+// routesOf lists the routes of a family and a protocol (RTPROT_UNSPEC: any) in the given table (0: every table).
+func (c *conn) routesOf(family int, table, proto uint8) ([]route, error) {
+	msg := &nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(family), Table: table, Protocol: proto}}
 	msgs, err := c.dump(request(unix.RTM_GETROUTE, 0, msg))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil, nil // the kernel makes a table with its first route; it may have no IPv6
@@ -46,7 +79,7 @@ func (c *conn) routes(family int, table uint8, anyProto bool) ([]route, error) {
 	}
 	out := make([]route, 0, len(msgs))
 	for _, m := range msgs {
-		if r, ok := parseRoute(m, family); ok && (anyProto || r.proto == plan.RouteProtocol) {
+		if r, ok := parseRoute(m, family); ok && (proto == unix.RTPROT_UNSPEC || r.proto == proto) {
 			out = append(out, r)
 		}
 	}
@@ -86,8 +119,14 @@ func parseRoute(b []byte, family int) (r route, ok bool) {
 			r.metric = n.Uint32(a.Value)
 		case unix.RTA_TABLE:
 			r.table = n.Uint32(a.Value)
-		case unix.RTA_MULTIPATH, unix.RTA_VIA:
+		case unix.RTA_VIA:
 			r.multipath = true
+		case unix.RTA_MULTIPATH:
+			r.multipath, r.hops = true, parseHops(a.Value)
+		case unix.RTA_ENCAP:
+			if r.encap = parseEncap(a.Value); !r.encap.IsValid() {
+				r.multipath = true
+			}
 		case unix.RTA_METRICS:
 			metrics, err := nl.ParseRouteAttr(a.Value)
 			if err != nil {
@@ -104,6 +143,53 @@ func parseRoute(b []byte, family int) (r route, ok bool) {
 	return r, true
 }
 
+// parseHops reads the ways of a route of several; nil when one of them is in a form that no plan has.
+func parseHops(b []byte) []nextHop {
+	var out []nextHop
+	for len(b) >= unix.SizeofRtNexthop {
+		h := nl.DeserializeRtNexthop(b)
+		n := int(h.RtNexthop.Len)
+		if n < unix.SizeofRtNexthop || n > len(b) {
+			return nil
+		}
+		attrs, err := nl.ParseRouteAttr(b[unix.SizeofRtNexthop:n])
+		if err != nil {
+			return nil
+		}
+		hop := nextHop{index: int(h.Ifindex), onlink: h.Flags&unix.RTNH_F_ONLINK != 0}
+		for _, a := range attrs {
+			switch a.Attr.Type & attrTypeMask {
+			case unix.RTA_GATEWAY:
+				hop.via = addrOf(a.Value)
+			case unix.RTA_ENCAP, unix.RTA_VIA:
+				return nil
+			}
+		}
+		if h.Hops != 0 { // a weight of its own
+			return nil
+		}
+		out = append(out, hop)
+		b = b[min(len(b), (n+unix.RTA_ALIGNTO-1)&^(unix.RTA_ALIGNTO-1)):]
+	}
+	slices.SortFunc(out, func(a, b nextHop) int { return cmp.Or(a.via.Compare(b.via), cmp.Compare(a.index, b.index)) })
+	return out
+}
+
+// parseEncap reads the other end of a tunnel from a route's encapsulation (linux/lwtunnel.h); the zero Addr for a
+// form that no plan has.
+func parseEncap(b []byte) (dst netip.Addr) {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return dst
+	}
+	for _, a := range attrs {
+		if a.Attr.Type&attrTypeMask == nl.LWTUNNEL_IP6_DST && len(a.Value) == 16 {
+			dst = addrOf(a.Value)
+		}
+	}
+	return dst
+}
+
 // keyed tells whether the route stands where a plan's route to the same destination would: the kernel
 // tells routes apart by destination, metric and type of service.
 func (r *route) keyed() bool {
@@ -113,15 +199,18 @@ func (r *route) keyed() bool {
 	return r.metric == 0 && r.tos == 0
 }
 
-// same tells whether packets take the route as the plan has it. index is that of want.Link.
-func (r *route) same(want *plan.Route, index int) bool {
-	if r.typ != routeType(want.Type) || r.multipath || r.mtu != want.MTU {
+// same tells whether packets take the route as the plan has it. index is that of want.Link, hops are want.NextHops.
+func (r *route) same(want *plan.Route, index int, hops ...nextHop) bool {
+	if r.typ != routeType(want.Type) || r.multipath != (len(hops) > 0) || r.mtu != want.MTU {
 		return false
 	}
 	if want.Type != plan.RouteUnicast {
 		return true
 	}
-	return r.index == index && r.via == want.Via && r.onlink == want.OnLink
+	if len(hops) > 0 {
+		return slices.Equal(r.hops, hops)
+	}
+	return r.index == index && r.via == want.Via && r.onlink == want.OnLink && r.encap == want.Encap
 }
 
 func routeType(t plan.RouteType) uint8 {
@@ -132,7 +221,7 @@ func routeType(t plan.RouteType) uint8 {
 }
 
 // routeRequest spells a plan's route for the kernel; flags are those of RTM_NEWROUTE.
-func routeRequest(flags uint16, r *plan.Route, index int, proto uint8) *nl.NetlinkRequest {
+func routeRequest(flags uint16, r *plan.Route, index int, proto uint8, hops ...nextHop) *nl.NetlinkRequest {
 	msg := nl.NewRtMsg()
 	msg.Family, msg.Dst_len = uint8(familyOf(r.Dst.Addr())), uint8(r.Dst.Bits())
 	msg.Protocol, msg.Type = proto, routeType(r.Type)
@@ -148,6 +237,16 @@ func routeRequest(flags uint16, r *plan.Route, index int, proto uint8) *nl.Netli
 	if r.Type != plan.RouteUnicast {
 		return req
 	}
+	if len(hops) > 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_MULTIPATH, hopsOf(hops)))
+		return req
+	}
+	if r.Encap.IsValid() {
+		req.AddData(nl.NewRtAttr(unix.RTA_ENCAP_TYPE, nl.Uint16Attr(nl.LWTUNNEL_ENCAP_IP6)))
+		encap := nl.NewRtAttr(unix.RTA_ENCAP|unix.NLA_F_NESTED, nil)
+		encap.AddRtAttr(nl.LWTUNNEL_IP6_DST, r.Encap.AsSlice())
+		req.AddData(encap)
+	}
 	if r.Via.IsValid() {
 		req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Via.AsSlice()))
 		if r.OnLink {
@@ -160,6 +259,21 @@ func routeRequest(flags uint16, r *plan.Route, index int, proto uint8) *nl.Netli
 		req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
 	}
 	return req
+}
+
+func hopsOf(hops []nextHop) []byte {
+	var b []byte
+	for _, h := range hops {
+		n := &nl.RtNexthop{
+			RtNexthop: unix.RtNexthop{Ifindex: int32(h.index)},
+			Children:  []nl.NetlinkRequestData{nl.NewRtAttr(unix.RTA_GATEWAY, h.via.AsSlice())},
+		}
+		if h.onlink {
+			n.Flags = unix.RTNH_F_ONLINK
+		}
+		b = append(b, n.Serialize()...)
+	}
+	return b
 }
 
 // delRoute removes exactly the route that was read.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -16,7 +15,7 @@ import (
 func (r *round) diffRoutes() {
 	var all []route
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rs, err := r.c.routes(family, unix.RT_TABLE_MAIN, false)
+		rs, err := r.c.owned(family, unix.RT_TABLE_MAIN)
 		if err != nil {
 			r.unread("routes", err)
 			return
@@ -33,47 +32,69 @@ func (r *round) diffRoutes() {
 	for i := range r.p.Routes {
 		w := &r.p.Routes[i]
 		want[w.Dst] = true
-		index, ok := r.routeLink(w)
+		index, hops, ok := r.routeLinks(w)
 		cur := current[w.Dst]
-		if !ok || cur != nil && (cur.same(w, index) || r.p.Recalled && w.Via.IsValid()) {
+		if !ok || cur != nil && (cur.proto == protocolOf(w) && cur.same(w, index, hops...) || r.leaves(cur, w)) {
 			continue
 		}
 		o := op{route: w, code: "route-failed", subject: "route " + w.Dst.String(), next: "ip route get " + w.Dst.Addr().String()}
 		if cur != nil {
 			// One message changes the next hop: there is no moment without a route.
-			o.req = routeRequest(unix.NLM_F_CREATE|unix.NLM_F_REPLACE, w, index, plan.RouteProtocol)
+			o.req = routeRequest(unix.NLM_F_CREATE|unix.NLM_F_REPLACE, w, index, protocolOf(w), hops...)
 		} else {
-			o.req = routeRequest(unix.NLM_F_CREATE|unix.NLM_F_EXCL, w, index, plan.RouteProtocol)
+			o.req = routeRequest(unix.NLM_F_CREATE|unix.NLM_F_EXCL, w, index, protocolOf(w), hops...)
 		}
 		r.add(o)
 	}
 	for i := range all {
 		k := &all[i]
-		if want[k.dst] && current[k.dst] == k || r.stray[k.index] {
+		if want[k.dst] && current[k.dst] == k || r.stray[k.index] || r.p.Relearning && k.proto == plan.LearnedProtocol {
 			continue
 		}
 		r.remove(op{req: delRoute(k), code: "route-failed", subject: "route " + k.dst.String(), next: "ip route show " + k.dst.String()})
 	}
 }
 
+// leaves tells whether a route of ours to the same destination as the plan's stays, because it may be newer than what
+// the plan knows.
+func (r *round) leaves(cur *route, w *plan.Route) bool {
+	elsewhere := w.Via.IsValid() || w.Encap.IsValid() || len(w.NextHops) > 0
+	return elsewhere && (r.p.Recalled || r.p.Relearning && cur.proto == plan.LearnedProtocol && !w.Learned)
+}
+
+// routeLinks is routeLink for all ways of a route.
+func (r *round) routeLinks(w *plan.Route) (index int, hops []nextHop, ok bool) {
+	if len(w.NextHops) == 0 {
+		index, ok = r.routeLink(w.Dst, w.Link)
+		return index, nil, ok
+	}
+	for _, h := range w.NextHops {
+		if index, ok = r.routeLink(w.Dst, h.Link); !ok {
+			return 0, nil, false
+		}
+		hops = append(hops, nextHop{via: h.Via, index: index, onlink: h.OnLink})
+	}
+	return 0, hops, true
+}
+
 // routeLink finds the device of a route. Routes by a link of the plan that is not usable are left
 // out silently: the link's own problem says it.
-func (r *round) routeLink(w *plan.Route) (index int, ok bool) {
-	if w.Link == "" {
+func (r *round) routeLink(dst netip.Prefix, name string) (index int, ok bool) {
+	if name == "" {
 		return 0, true
 	}
-	if l := r.usable[w.Link]; l != nil {
+	if l := r.usable[name]; l != nil {
 		return l.index, true
 	}
 	for i := range r.p.Links {
-		if r.p.Links[i].Name == w.Link {
+		if r.p.Links[i].Name == name {
 			return 0, false
 		}
 	}
-	if l := r.links.byName[w.Link]; l != nil {
+	if l := r.links.byName[name]; l != nil {
 		return l.index, true
 	}
-	r.fail("route-failed", "route "+w.Dst.String(), fmt.Errorf("there is no link %s", w.Link), "ip link show")
+	r.fail("route-failed", "route "+dst.String(), fmt.Errorf("there is no link %s", name), "ip link show")
 	return 0, false
 }
 
@@ -96,15 +117,15 @@ func (r *round) contest(ops []op) {
 	}
 	for _, o := range ops {
 		w, f := o.route, foreign[o.route.Dst]
-		index, _ := r.routeLink(w)
+		index, hops, _ := r.routeLinks(w)
 		if f == nil {
 			r.fail(o.code, o.subject, unix.EEXIST, "ip route show "+w.Dst.String())
 			continue
 		}
-		into := func(tunnel *link) bool { return tunnel.index == f.index }
-		if f.same(w, index) || slices.ContainsFunc(r.tunnels, into) {
+		into := r.links.byIndex[f.index]
+		if f.same(w, index, hops...) || into != nil && into.tunnel() && r.usable[into.name] == into {
 			r.one(op{
-				req:  routeRequest(unix.NLM_F_CREATE|unix.NLM_F_REPLACE, w, index, plan.RouteProtocol),
+				req:  routeRequest(unix.NLM_F_CREATE|unix.NLM_F_REPLACE, w, index, protocolOf(w), hops...),
 				code: o.code, subject: o.subject, next: o.next,
 			})
 			continue
@@ -126,7 +147,7 @@ func (r *round) uncover(ops []op) {
 	var reqs []*nl.NetlinkRequest
 	for _, o := range ops {
 		w := o.route
-		index, _ := r.routeLink(w)
+		index, _ := r.routeLink(w.Dst, w.Link)
 		helper := plan.Route{Dst: netip.PrefixFrom(w.Via, w.Via.BitLen()), Link: w.Link}
 		reqs = append(reqs,
 			routeRequest(unix.NLM_F_CREATE|unix.NLM_F_EXCL, &helper, index, plan.RouteProtocol),

@@ -201,7 +201,7 @@ func (w *watcher) routeEvent(m *syscall.NetlinkMessage) bool {
 		return false
 	}
 	replaces := m.Header.Type == unix.RTM_NEWROUTE && m.Header.Flags&unix.NLM_F_REPLACE != 0
-	if msg.Protocol != plan.RouteProtocol {
+	if msg.Protocol != plan.RouteProtocol && msg.Protocol != plan.LearnedProtocol {
 		return replaces
 	}
 	r, ok := parseRoute(m.Data, int(msg.Family))
