@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -8,9 +9,11 @@ import (
 	"github.com/heddle-net/heddle/internal/model"
 )
 
-// podArgs are what CNI_ARGS tells of a Kubernetes pod.
+// podArgs are what CNI_ARGS tells of a Kubernetes pod, and asks for.
 type podArgs struct {
 	namespace, name, uid string
+	ips                  []netip.Addr
+	mac                  string
 }
 
 // A pod's names and ids as they may come from outside. Kubernetes' own rules are narrower (RFC 1123);
@@ -52,6 +55,14 @@ func parseArgs(s string) (podArgs, *Error) {
 				p.name = value
 			case "K8S_POD_UID":
 				p.uid = value
+			}
+		case "IP":
+			if p.ips, ok = parseAddrs(strings.FieldsFunc(value, func(r rune) bool { return r == ',' })); !ok {
+				return podArgs{}, argError(short(pair), addressWant+", parted by a comma")
+			}
+		case "MAC":
+			if p.mac, ok = parseMAC(value); !ok && value != "" {
+				return podArgs{}, argError(short(pair), "a unicast MAC such as 1c:0c:0a:c0:ff:ee")
 			}
 		default:
 			unknown = append(unknown, key)

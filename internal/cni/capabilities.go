@@ -19,6 +19,8 @@ const (
 	capabilityBandwidth = "bandwidth"
 )
 
+var capabilityNames = []string{capabilityPorts, capabilityBandwidth, capabilityIPs, capabilityMAC}
+
 // Bounds of what a runtime may ask for.
 const (
 	maxHostPorts = 4096
@@ -42,6 +44,10 @@ func (c *conf) parseRuntimeConfig(fields map[string]json.RawMessage, names []str
 			c.HostPorts, err = c.parsePorts(raw)
 		case capabilityBandwidth:
 			c.Bandwidth, err = c.parseBandwidth(raw)
+		case capabilityIPs:
+			c.RuntimeIPs, err = c.parseIPs("runtimeConfig."+capabilityIPs, raw)
+		case capabilityMAC:
+			c.MAC, err = c.parseRuntimeMAC(raw)
 		default:
 			err = c.unsupported("runtimeConfig."+name, raw, "it to be absent: heddle has no such capability")
 		}

@@ -28,6 +28,10 @@ type conf struct {
 	Labels    map[string]string
 	HostPorts []model.HostPort
 	Bandwidth *model.Bandwidth
+	// What it asks of the workload's addresses, and where; set by refuse.
+	ArgIPs, RuntimeIPs []netip.Addr
+	MAC                string
+	Pools4, Pools6     []string
 
 	raw map[string]json.RawMessage
 }
@@ -114,7 +118,9 @@ func (c *conf) refuse() *Error {
 		return err
 	}
 	if ipam, ok := c.raw["ipam"]; ok && !empty(ipam) {
-		return c.unsupported("ipam", ipam, "it to be absent: heddle gives the addresses itself")
+		if err := c.parseIPAM(ipam); err != nil {
+			return err
+		}
 	}
 	var capabilities map[string]bool
 	var runtimeConfig map[string]json.RawMessage
@@ -126,21 +132,27 @@ func (c *conf) refuse() *Error {
 			return err
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(capabilities)) {
-		if capabilities[name] && name != capabilityPorts && name != capabilityBandwidth {
+	for _, name := range sortedKeys(capabilities) {
+		if capabilities[name] && !slices.Contains(capabilityNames, name) {
 			return c.unsupported("capabilities."+name, []byte("true"), "it to be absent: heddle has no such capability")
 		}
 	}
-	if err := c.parseRuntimeConfig(runtimeConfig, slices.Sorted(maps.Keys(runtimeConfig))); err != nil {
+	if err := c.parseRuntimeConfig(runtimeConfig, sortedKeys(runtimeConfig)); err != nil {
 		return err
 	}
 	if ips, ok := args.CNI["ips"]; ok && !empty(ips) {
-		return c.unsupported("args.cni.ips", ips, "it to be absent: addresses cannot be asked for")
+		addrs, err := c.parseIPs("args.cni.ips", ips)
+		if err != nil {
+			return err
+		}
+		c.ArgIPs = addrs
 	}
 	labels, err := c.parseLabels(args.CNI["labels"])
 	c.Labels = labels
 	return err
 }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 func (c *conf) unsupported(field string, value []byte, want string) *Error {
 	err := &model.FieldError{Noun: fmt.Sprintf("network %q", c.Name), Field: field, Value: short(string(value)), Want: want}

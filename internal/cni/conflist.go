@@ -43,7 +43,7 @@ func Conflist(name, socket string) ([]byte, error) {
 		Name        string   `json:"name"`
 		Plugins     []plugin `json:"plugins"`
 	}{conflistVersion, wire.Versions(), name, []plugin{{
-		PluginType, socket, map[string]bool{capabilityPorts: true, capabilityBandwidth: true},
+		PluginType, socket, map[string]bool{capabilityPorts: true, capabilityBandwidth: true, capabilityIPs: true, capabilityMAC: true},
 	}}}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("conflist: %w", err)

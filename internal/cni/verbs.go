@@ -97,6 +97,10 @@ func add(ctx context.Context, pods Pods, c *conf, r wire.Request, netns *os.File
 	if bad != nil {
 		return nil, bad
 	}
+	wishes, bad := c.wishes(&p)
+	if bad != nil {
+		return nil, bad
+	}
 	if err := checkNetns(r, netns); err != nil {
 		return nil, err
 	}
@@ -113,6 +117,7 @@ func add(ctx context.Context, pods Pods, c *conf, r wire.Request, netns *os.File
 		Labels:      c.Labels,
 		HostPorts:   c.HostPorts,
 		Bandwidth:   c.Bandwidth,
+		Wishes:      wishes,
 		Netns:       r.Netns,
 	}
 	a, err := pods.Add(ctx, w, netns)
