@@ -5,15 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/heddle-net/heddle/internal/cni"
-	"github.com/heddle-net/heddle/internal/enforce"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
-	"github.com/heddle-net/heddle/internal/store"
 	"github.com/heddle-net/heddle/internal/store/memory"
 )
 
@@ -137,12 +134,8 @@ func TestAddThatWaitsForItsPodHoldsUpNobody(t *testing.T) {
 	s := memory.New()
 	put(t, s, pool("10.244.0.0/16", 24))
 	a := registrar(t, s, "n1", t.TempDir())
-	var err error
-	a.policy, err = enforce.New(enforce.Options{Node: "n1", Log: a.Log, Memory: filepath.Join(t.TempDir(), "policy.json.gz"), Named: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.policy.Take(store.Batch{Whole: true})
+	knowsPolicies(t, a)
+	a.policy.Named = true
 	a.policy.SetNode(nil, nil)
 	c, own := twoBlocks()
 	c.Blocks = own[3:]

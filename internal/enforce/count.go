@@ -35,8 +35,8 @@ func (e *Enforcer) Counters(ctx context.Context) ([]RuleCount, error) {
 	if !e.Filter.Counting() {
 		return nil, ErrNotCounting
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	e.applying.Lock() // the rows stay those that are counted
+	defer e.applying.Unlock()
 	c, err := e.Filter.Counters(ctx)
 	if err != nil {
 		return nil, err

@@ -55,6 +55,11 @@ type Enforcer struct {
 
 	drift atomic.Bool // the kernel may not hold what it was told
 
+	// applying is held from the table's making until it is in the kernel. Only its holder compiles, so what it reads of
+	// the table stays. It is taken before mu, which nobody holds while the kernel is at work: what others tell
+	// meanwhile goes into the kernel together, next.
+	applying sync.Mutex
+
 	mu       sync.Mutex
 	compiler *policy.Compiler
 	// known: policies have been read, from the store or from memory. Until then the kernel is left as it is.
@@ -146,9 +151,7 @@ func (e *Enforcer) applyLoop(ctx context.Context) error {
 			e.drift.Store(true)
 		}
 		begin := time.Now()
-		e.mu.Lock()
 		err := e.flush(ctx)
-		e.mu.Unlock()
 		if err != nil && ctx.Err() == nil {
 			e.Log.Error("policies are not in the kernel", "error", err)
 			poke(e.kick)
@@ -159,8 +162,12 @@ func (e *Enforcer) applyLoop(ctx context.Context) error {
 	}
 }
 
-// flush brings the kernel up to the compiler, whose lock the caller holds.
+// flush brings the kernel up to what the compiler has been told before the call. The caller does not hold mu.
 func (e *Enforcer) flush(ctx context.Context) error {
+	e.applying.Lock()
+	defer e.applying.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if !e.known || !e.placed {
 		return nil
 	}
@@ -168,13 +175,14 @@ func (e *Enforcer) flush(ctx context.Context) error {
 	if e.drift.Swap(false) {
 		e.applied = false
 	}
-	d := e.compiler.Compile()
+	d, heard := e.compiler.Compile(), e.heard
 	if d == nil && e.applied {
-		e.inKernel = e.heard
+		e.inKernel = heard
 		return nil
 	}
 	if e.applied {
-		err := e.Filter.Update(ctx, d)
+		var err error
+		e.outside(func() { err = e.Filter.Update(ctx, d) })
 		if err != nil {
 			e.applied = false
 			if ctx.Err() != nil {
@@ -185,8 +193,10 @@ func (e *Enforcer) flush(ctx context.Context) error {
 	}
 	changed := 0
 	if !e.applied {
+		t := *e.compiler.Table()
+		t.Sources = maps.Clone(t.Sources) // the one part that changes before the next Compile
 		var problems []model.Problem
-		changed, problems = e.Filter.Apply(ctx, e.compiler.Table())
+		e.outside(func() { changed, problems = e.Filter.Apply(ctx, &t) })
 		e.issues = problems
 		for _, p := range problems {
 			if p.Severity == model.Failure {
@@ -195,7 +205,7 @@ func (e *Enforcer) flush(ctx context.Context) error {
 		}
 		e.applied = true
 	}
-	e.inKernel = e.heard
+	e.inKernel = heard
 	if d == nil && changed == 0 {
 		return nil
 	}
@@ -203,6 +213,13 @@ func (e *Enforcer) flush(ctx context.Context) error {
 	e.Log.Debug("policy maps changed", "took", e.last.Duration, "repaired", changed)
 	poke(e.cut)
 	return nil
+}
+
+// outside does something without mu, which the caller holds before and after.
+func (e *Enforcer) outside(f func()) {
+	e.mu.Unlock()
+	defer e.mu.Lock()
+	f()
 }
 
 // cutLoop ends the flows that a change of the table denies, and those of workloads that are gone.
@@ -278,6 +295,20 @@ func (e *Enforcer) openNetns(a netip.Addr) *os.File {
 // Admit puts a workload's entries into the kernel, before it has an interface. When it returns nil, what
 // the policies say of the workload is in force.
 func (e *Enforcer) Admit(ctx context.Context, w model.Workload, mac string) error {
+	if err := e.admit(w, mac); err != nil {
+		return err
+	}
+	if err := e.flush(ctx); err != nil {
+		e.mu.Lock()
+		e.release(w, mac)
+		e.mu.Unlock()
+		poke(e.kick)
+		return fmt.Errorf("policies of %s: %w", w.String(), err)
+	}
+	return nil
+}
+
+func (e *Enforcer) admit(w model.Workload, mac string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
@@ -287,11 +318,6 @@ func (e *Enforcer) Admit(ctx context.Context, w model.Workload, mac string) erro
 		return fmt.Errorf("%s: %w", w.String(), ErrUnnamed)
 	}
 	e.hold(w, mac)
-	if err := e.flush(ctx); err != nil {
-		e.release(w, mac)
-		poke(e.kick)
-		return fmt.Errorf("policies of %s: %w", w.String(), err)
-	}
 	return nil
 }
 

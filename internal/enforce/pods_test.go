@@ -12,6 +12,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
+	"github.com/heddle-net/heddle/internal/kernel"
 	"github.com/heddle-net/heddle/internal/kernel/filter"
 	"github.com/heddle-net/heddle/internal/kernel/flow"
 	"github.com/heddle-net/heddle/internal/model"
@@ -48,6 +49,13 @@ func enforcing(t *testing.T, s store.Store, memory string) *Enforcer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = f.Close() })
+	return follow(t, s, memory, ns, f)
+}
+
+// follow runs an Enforcer over a filter until the test ends.
+func follow(t *testing.T, s store.Store, memory string, ns int, f kernel.Filter) *Enforcer {
+	t.Helper()
 	fl, err := flow.New(flow.Options{NS: ns, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +73,6 @@ func enforcing(t *testing.T, s store.Store, memory string) *Enforcer {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		_ = f.Close()
 	})
 	return e
 }

@@ -20,14 +20,18 @@ import (
 // so within a millisecond.
 const carrierWait = 5 * time.Second
 
+// loopback is the index of lo in every namespace.
+const loopback = 1
+
 // Pods implements kernel.Pods.
 type Pods struct {
 	ns int
 	// bucket is the queue that holds a link to a rate: tokenBucket, or in tests one that the kernel lacks.
 	bucket string
 
-	mu   sync.Mutex
-	idle []*conn // sockets of the node's namespace, kept between calls
+	mu      sync.Mutex
+	idle    []*conn      // sockets of the node's namespace, kept between calls
+	bridges map[int]bool // indexes of links that are bridges, as was seen: a link never becomes another kind
 }
 
 var _ kernel.Pods = (*Pods)(nil)
@@ -43,7 +47,7 @@ func NewPods(opts Options) (*Pods, error) {
 		closeNS(ns)
 		return nil, err
 	}
-	return &Pods{ns: ns, bucket: tokenBucket, idle: []*conn{c}}, nil
+	return &Pods{ns: ns, bucket: tokenBucket, idle: []*conn{c}, bridges: map[int]bool{}}, nil
 }
 
 // Close gives the sockets and the handle back. All calls must have returned.
@@ -74,7 +78,11 @@ func (p *Pods) give(c *conn) {
 }
 
 // Attach implements kernel.Pods. One message makes the veth with its inner end in place; one batch
-// each sets up the inner and the host end.
+// each sets up the host and the inner end.
+//
+// Nearly every message waits for a lock that the whole machine has once (rtnl), and that is long when many containers
+// start: so there are as few as can be. For the same reason no end is up for long without the other: the
+// kernel would take such a link for dead, and wait for all of its CPUs with the lock held.
 func (p *Pods) Attach(ctx context.Context, netns *os.File, pod plan.Pod) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -84,7 +92,7 @@ func (p *Pods) Attach(ctx context.Context, netns *os.File, pod plan.Pod) (err er
 		return err
 	}
 	defer p.give(c)
-	host, err := makeVeth(c, netns, &pod)
+	host, err := p.makeVeth(c, netns, &pod)
 	if err != nil {
 		return err
 	}
@@ -109,18 +117,14 @@ func (p *Pods) Attach(ctx context.Context, netns *os.File, pod plan.Pod) (err er
 }
 
 // makeVeth makes both ends and returns the host's. A host end that a forgotten DEL left is replaced.
-func makeVeth(c *conn, netns *os.File, pod *plan.Pod) (*link, error) {
+func (p *Pods) makeVeth(c *conn, netns *os.File, pod *plan.Pod) (*link, error) {
 	name := pod.Host.Name
 	master := 0
 	if pod.Host.Master != "" {
-		b, err := c.link(pod.Host.Master)
-		if err != nil {
-			return nil, err
+		var err error
+		if master, err = p.bridge(c, pod.Host.Master); err != nil {
+			return nil, fmt.Errorf("make veth %s: %w", name, err)
 		}
-		if b == nil || b.kind != string(plan.LinkBridge) {
-			return nil, fmt.Errorf("make veth %s: there is no bridge %s on the node", name, pod.Host.Master)
-		}
-		master = b.index
 		// Packets that came for the address before it had a workload, and so before the policies of this one,
 		// wait at the neighbour entry: they end here.
 		for _, a := range pod.Addresses {
@@ -133,12 +137,12 @@ func makeVeth(c *conn, netns *os.File, pod *plan.Pod) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = c.do(req)
+	echo, err := c.made(req)
 	if errors.Is(err, unix.EEXIST) {
 		if err := removeStale(c, name, pod.IfName); err != nil {
 			return nil, err
 		}
-		err = c.do(req)
+		echo, err = c.made(req)
 	}
 	if errors.Is(err, unix.EEXIST) {
 		err = fmt.Errorf("interface %s exists already in the network namespace: %w", pod.IfName, err)
@@ -146,11 +150,43 @@ func makeVeth(c *conn, netns *os.File, pod *plan.Pod) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make veth %s: %w", name, err)
 	}
+	if echo != nil {
+		return parseLink(echo)
+	}
 	host, err := c.link(name)
 	if err == nil && host == nil {
 		err = fmt.Errorf("link %s: gone as soon as made: %w", name, unix.ENODEV)
 	}
 	return host, err
+}
+
+// bridge finds the index of the node's bridge.
+func (p *Pods) bridge(c *conn, name string) (int, error) {
+	none := fmt.Errorf("there is no bridge %s on the node", name)
+	index, err := c.index(name)
+	if errors.Is(err, unix.ENODEV) {
+		return 0, none
+	}
+	if err != nil {
+		return 0, err
+	}
+	p.mu.Lock()
+	seen := p.bridges[index]
+	p.mu.Unlock()
+	if seen {
+		return index, nil
+	}
+	b, err := c.link(name)
+	if err != nil {
+		return 0, err
+	}
+	if b == nil || b.kind != string(plan.LinkBridge) {
+		return 0, none
+	}
+	p.mu.Lock()
+	p.bridges[b.index] = true
+	p.mu.Unlock()
+	return b.index, nil
 }
 
 // removeStale removes a host end of ours, and says what else stands in the way.
@@ -171,7 +207,7 @@ func removeStale(c *conn, name, ifName string) error {
 	return nil
 }
 
-// vethRequest asks for the host end: named, marked, up and in its bridge from the first moment; and the
+// vethRequest asks for the host end: named, marked and in its bridge from the first moment; and the
 // inner end in its namespace with its final name, MAC and MTU. One queue each way: more cost memory and
 // time to make, and a veth has no hardware that would serve them.
 func vethRequest(netns *os.File, pod *plan.Pod, master int) (*nl.NetlinkRequest, error) {
@@ -201,12 +237,10 @@ func vethRequest(netns *os.File, pod *plan.Pod, master int) (*nl.NetlinkRequest,
 	if master != 0 {
 		req.AddData(attrMaster(master))
 	}
-	msg := req.Data[0].(*nl.IfInfomsg)
-	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
 	return req, nil
 }
 
-// setHost gives the host end what the kernel does not take at creation. No IPv6 address of its own:
+// setHost gives the host end what the kernel does not take at creation, and sets it up. No IPv6 address of its own:
 // a bridge port needs none, and the routed style has a fixed one.
 func (p *Pods) setHost(c *conn, host *link, pod *plan.Pod) error {
 	attrs := []*nl.RtAttr{attrAlias(pod.Host.Alias)}
@@ -216,17 +250,17 @@ func (p *Pods) setHost(c *conn, host *link, pod *plan.Pod) error {
 	if pod.Host.Master != "" && pod.Host.Hairpin {
 		attrs = append(attrs, attrHairpin(true))
 	}
-	reqs := []*nl.NetlinkRequest{setLink(host.index, false, attrs...)}
+	if pod.HostQueue != nil {
+		if err := c.do(newQueue(host.index, p.bucket, pod.HostQueue)); err != nil {
+			return queueError(host.name, err)
+		}
+	}
+	reqs := []*nl.NetlinkRequest{setLink(host.index, true, attrs...)}
 	for _, a := range pod.HostAddresses {
 		reqs = append(reqs, newAddress(host.index, a))
 	}
 	if err := firstError(c.run(reqs)); err != nil {
 		return fmt.Errorf("set up host end %s: %w", host.name, err)
-	}
-	if pod.HostQueue != nil {
-		if err := c.do(newQueue(host.index, p.bucket, pod.HostQueue)); err != nil {
-			return queueError(host.name, err)
-		}
 	}
 	if len(pod.HostSysctls) == 0 {
 		return nil
@@ -260,6 +294,9 @@ func (p *Pods) setInside(netns *os.File, index int, pod *plan.Pod) error {
 	if err != nil {
 		return err
 	}
+	if flags, err := c.flags("lo"); err != nil || flags&unix.IFF_UP == 0 { // runtimes set it up, most of them
+		steps = append(steps, op{req: setLink(loopback, true), subject: "loopback up"})
+	}
 	reqs := make([]*nl.NetlinkRequest, len(steps))
 	for i := range steps {
 		reqs[i] = steps[i].req
@@ -273,11 +310,10 @@ func (p *Pods) setInside(netns *os.File, index int, pod *plan.Pod) error {
 }
 
 func insideSteps(index int, pod *plan.Pod) ([]op, error) {
-	steps := []op{{req: setLink(1, true), subject: "loopback up"}}
+	steps := []op{{req: setLink(index, true), subject: "link " + pod.IfName + " up"}}
 	for _, a := range pod.Addresses {
 		steps = append(steps, op{req: newAddress(index, a), subject: fmt.Sprintf("address %s on %s", a, pod.IfName)})
 	}
-	steps = append(steps, op{req: setLink(index, true), subject: "link " + pod.IfName + " up"})
 	for _, n := range pod.Neighbors {
 		hw, err := net.ParseMAC(n.MAC)
 		if err != nil {

@@ -88,7 +88,7 @@ func BenchmarkAttachParts(b *testing.B) {
 	for range b.N {
 		s := bareSpace(b)
 		var host *link
-		ph.time("1-veth", func() { host, err = makeVeth(c, s.file, &p); must(err) })
+		ph.time("1-veth", func() { host, err = pods.makeVeth(c, s.file, &p); must(err) })
 		ph.time("2-host", func() { must(pods.setHost(c, host, &p)) })
 		ph.time("3-inside", func() { must(pods.setInside(s.file, host.parent, &p)) })
 		ph.time("4-carrier", func() { must(awaitCarrier(context.Background(), c, host)) })

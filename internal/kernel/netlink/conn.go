@@ -104,6 +104,59 @@ func (c *conn) run(reqs []*nl.NetlinkRequest) []error {
 // do runs one request.
 func (c *conn) do(req *nl.NetlinkRequest) error { return c.run([]*nl.NetlinkRequest{req})[0] }
 
+// made runs one request that makes a link, and returns what was made: no question is needed that would wait for the
+// kernel's lock once more. nil for a kernel that does not tell (before Linux 6.2).
+func (c *conn) made(req *nl.NetlinkRequest) (echo []byte, err error) {
+	c.seq++
+	req.Seq, req.Flags = c.seq, req.Flags|unix.NLM_F_ACK|unix.NLM_F_ECHO
+	if err := c.send(req.Serialize()); err != nil {
+		return nil, err
+	}
+	for {
+		msgs, err := c.recv(true)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range msgs {
+			switch {
+			case m.Header.Seq != c.seq:
+			case m.Header.Type == unix.NLMSG_ERROR:
+				return echo, ackError(m)
+			case m.Header.Type == unix.RTM_NEWLINK && echo == nil:
+				echo = m.Data
+			}
+		}
+	}
+}
+
+// index and flags are what the kernel says of a link without a lock, unlike its answers to netlink messages.
+func (c *conn) index(name string) (int, error) {
+	v, err := c.ioctl(unix.SIOCGIFINDEX, name)
+	if err != nil {
+		return 0, err
+	}
+	return int(v.Uint32()), nil
+}
+
+func (c *conn) flags(name string) (uint16, error) {
+	v, err := c.ioctl(unix.SIOCGIFFLAGS, name)
+	if err != nil {
+		return 0, err
+	}
+	return v.Uint16(), nil
+}
+
+func (c *conn) ioctl(what uint, name string) (*unix.Ifreq, error) {
+	v, err := unix.NewIfreq(name)
+	if err == nil {
+		err = unix.IoctlIfreq(c.fd, what, v)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("link %s: %w", name, err)
+	}
+	return v, nil
+}
+
 // batch asks for an acknowledgement of the last request only; the others answer when they fail.
 func (c *conn) batch(reqs []*nl.NetlinkRequest, errs []error) error {
 	first := c.seq + 1

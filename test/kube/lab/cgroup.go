@@ -72,8 +72,10 @@ func cgroupMount(mounts, controllers string) string {
 func (l *Lab) cgroup(node string) string { return "heddle-kube-" + l.Spec.Name + "-" + node }
 
 // makeCgroups makes a node's cgroup in each hierarchy. A process enters them by writing itself to enter,
-// makes them the roots of its cgroup namespace, and then writes itself to leave: in version 2 a cgroup
-// whose children have controllers may hold no process.
+// makes them the roots of its cgroup namespace, and then writes itself to leave: the node's daemons have a
+// cgroup of their own beside that of the pods, as under systemd, so that the processes of a runtime that
+// starts many containers do not each count as much as all pods together. (In version 2 a cgroup whose
+// children have controllers may hold no process anyway.)
 func makeCgroups(name string) (enter, leave []string, err error) {
 	all, err := hierarchies()
 	if err != nil {
@@ -81,25 +83,22 @@ func makeCgroups(name string) (enter, leave []string, err error) {
 	}
 	for _, h := range all {
 		dir := filepath.Join(h.own, name)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		leaf := filepath.Join(dir, "system")
+		if err := os.MkdirAll(leaf, 0o755); err != nil {
 			return nil, nil, err
 		}
-		enter = append(enter, filepath.Join(dir, "cgroup.procs"))
-		switch {
-		case h.controllers == "":
-			leaf := filepath.Join(dir, "init")
-			if err := os.MkdirAll(leaf, 0o755); err != nil {
+		enter, leave = append(enter, filepath.Join(dir, "cgroup.procs")), append(leave, filepath.Join(leaf, "cgroup.procs"))
+		if !slices.Contains(strings.Split(h.controllers, ","), "cpuset") {
+			continue
+		}
+		// A new cpuset has neither CPUs nor memory.
+		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+			b, err := os.ReadFile(filepath.Join(h.own, f))
+			if err != nil {
 				return nil, nil, err
 			}
-			leave = append(leave, filepath.Join(leaf, "cgroup.procs"))
-		case slices.Contains(strings.Split(h.controllers, ","), "cpuset"):
-			// A new cpuset has neither CPUs nor memory.
-			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-				b, err := os.ReadFile(filepath.Join(h.own, f))
-				if err != nil {
-					return nil, nil, err
-				}
-				if err := os.WriteFile(filepath.Join(dir, f), b, 0o644); err != nil {
+			for _, d := range []string{dir, leaf} {
+				if err := os.WriteFile(filepath.Join(d, f), b, 0o644); err != nil {
 					return nil, nil, err
 				}
 			}
