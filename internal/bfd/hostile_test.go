@@ -2,12 +2,10 @@ package bfd
 
 import (
 	"net/netip"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/internal/peering"
@@ -16,33 +14,11 @@ import (
 // gun opens a socket in a machine from which anything can be sent to an address, with a TTL.
 func (l lab) gun(ns string, to Session, ttl int) func([]byte) {
 	l.Helper()
-	type socketOr struct {
-		fd  int
-		err error
+	fd := l.socket(ns, to)
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, ttl); err != nil {
+		l.Fatal(err)
 	}
-	made := make(chan socketOr)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		h, err := netns.GetFromName(ns)
-		if err == nil {
-			err = netns.Set(h)
-			_ = h.Close()
-		}
-		fd := -1
-		if err == nil {
-			fd, err = dial(to, 0)
-		}
-		made <- socketOr{fd, err}
-	}()
-	s := <-made
-	if s.err == nil {
-		s.err = unix.SetsockoptInt(s.fd, unix.IPPROTO_IP, unix.IP_TTL, ttl)
-	}
-	if s.err != nil {
-		l.Fatal(s.err)
-	}
-	l.Cleanup(func() { _ = unix.Close(s.fd) })
-	return func(b []byte) { _, _ = unix.Write(s.fd, b) }
+	return func(b []byte) { _, _ = unix.Write(fd, b) }
 }
 
 // TestForgedPacketsChangeNothing sends, in floods, what must not disturb a session that is up; and at the end
@@ -60,9 +36,9 @@ func TestForgedPacketsChangeNothing(t *testing.T) {
 	}
 	l.wait(near, Up, there...)
 	l.wait(far, Up, back...)
-	near.mu.Lock()
+	near.Watch.mu.Lock()
 	mine := near.sessions[there[0].Peer].mine
-	near.mu.Unlock()
+	near.Watch.mu.Unlock()
 
 	shot := back[0]
 	aimed := Packet{State: Down, Multiplier: 3, Mine: 666, Yours: mine, MinTx: time.Second, MinRx: time.Second}
@@ -117,9 +93,9 @@ func TestFlappingNeighborIsBounded(t *testing.T) {
 	if err := near.Set([]Session{there}); err != nil {
 		t.Fatal(err)
 	}
-	near.mu.Lock()
+	near.Watch.mu.Lock()
 	mine := near.sessions[there.Peer].mine
-	near.mu.Unlock()
+	near.Watch.mu.Unlock()
 	p := Packet{State: Down, Multiplier: 3, Mine: 666, Yours: mine, MinTx: time.Second, MinRx: time.Second}
 	down := p.Marshal()
 	p.State = Init
@@ -147,24 +123,7 @@ func TestSaysWhatIsWrong(t *testing.T) {
 	there, back := sessions(fast)[0], mirrored(fast)[0]
 	late := Session{Peer: there.Peer.Next(), Local: netip.MustParseAddr("10.66.0.77"), Timers: fast}
 	v6 := sessions(fast)[1]
-	taken := make(chan int)
-	go func() { // another program has the port
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		h, err := netns.GetFromName(l.near)
-		if err == nil {
-			err = netns.Set(h)
-			_ = h.Close()
-		}
-		fd := -1
-		if err == nil {
-			fd, err = listen(kind{six: true})
-		}
-		if err != nil {
-			t.Error(err)
-		}
-		taken <- fd
-	}()
-	squatter := <-taken
+	squatter := l.ear(l.near, kind{six: true}) // another program has the port
 	if err := near.Set([]Session{there, late, v6}); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/internal/peering"
 	"github.com/heddle-net/heddle/test/harness"
@@ -67,6 +68,51 @@ func newLab(t testing.TB) lab {
 func (l lab) in(ns string, args ...string) string {
 	l.Helper()
 	return harness.Run(l, "ip", append([]string{"netns", "exec", ns}, args...)...)
+}
+
+// inside calls a function on a thread in a machine.
+func inside(ns string, do func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		h, err := netns.GetFromName(ns)
+		if err == nil {
+			err = netns.Set(h)
+			_ = h.Close()
+		}
+		if err == nil {
+			err = do()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// ear opens a socket of a machine that packets arrive at.
+func (l lab) ear(ns string, k kind) (fd int) {
+	l.Helper()
+	err := inside(ns, func() (err error) {
+		fd, err = listen(k)
+		return err
+	})
+	if err != nil {
+		l.Fatal(err)
+	}
+	return fd
+}
+
+// socket opens what a session in a machine sends from.
+func (l lab) socket(ns string, s Session) (fd int) {
+	l.Helper()
+	err := inside(ns, func() (err error) {
+		fd, err = dial(s, 0)
+		return err
+	})
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.Cleanup(func() { _ = unix.Close(fd) })
+	return fd
 }
 
 // cut drops what goes through a machine, to it and from it, as a broken line does that keeps its carrier.
@@ -128,20 +174,13 @@ func (l lab) start(r *runner, ns string) {
 	ctx, cancel := context.WithCancel(l.Context())
 	ended := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		h, err := netns.GetFromName(ns)
-		if err == nil {
-			err = netns.Set(h)
-			_ = h.Close()
-		}
-		if err == nil {
-			err = r.Run(ctx, func(e Event) {
+		ended <- inside(ns, func() error {
+			return r.Run(ctx, func(e Event) {
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				r.events = append(r.events, e)
 			})
-		}
-		ended <- err
+		})
 	}()
 	r.stop = sync.OnceFunc(func() {
 		cancel()

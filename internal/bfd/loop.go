@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// again is how long after a failure to open a socket it is tried anew, and how old the socket of a silent
-	// session gets: the way to the neighbor, and so the source address, may have changed.
+	// again is how long after a failure to open a socket it is tried anew, and how old the socket of a session
+	// gets that is not up: the way to the neighbor, and so the source address, may have changed.
 	again = 2 * time.Second
 	// batch is how many packets of a socket are read before the others get their turn.
 	batch = 256
@@ -147,10 +147,9 @@ func (w *Watch) openEars(now time.Time) {
 	}
 }
 
-// open gives a session a socket to send from, and a new one from time to time while the neighbor is silent.
+// open gives a session a socket to send from, and a new one from time to time until it is up.
 func (w *Watch) open(t *talk, now time.Time) {
-	stale := t.state == Down && t.heard.IsZero()
-	if t.fd >= 0 && !stale || now.Sub(t.opened) < again {
+	if t.fd >= 0 && t.state == Up || now.Sub(t.opened) < again {
 		return
 	}
 	t.hangUp()

@@ -196,7 +196,7 @@ func (s Session) validate() error {
 	}
 	for field, d := range map[string]time.Duration{"transmit": s.Timers.Transmit, "receive": s.Timers.Receive} {
 		if d < minInterval || d > maxInterval {
-			return s.wrong(field, d.String(), fmt.Sprintf("%s..%s", minInterval, time.Duration(maxInterval)))
+			return s.wrong(field, d.String(), fmt.Sprintf("%s..%s", minInterval, maxInterval))
 		}
 	}
 	if s.Timers.Multiplier == 0 {
