@@ -20,6 +20,7 @@ type blocks struct {
 	own    []netip.Prefix          // this node's, sorted
 	stray  []netip.Prefix          // this node's that no pool holds
 	owner  map[netip.Prefix]string // of every block
+	used   map[netip.Addr]bool     // by workloads
 	// problems of pools and own blocks
 	problems []model.Problem
 }
@@ -28,7 +29,12 @@ func newBlocks(in *Input) *blocks {
 	b := &blocks{
 		self: in.Self, bridge: in.Bridge, style: in.Attachment, host: &in.Host, all: in.Cluster.Blocks,
 		byName: make(map[string]*model.Pool, len(in.Cluster.Pools)),
-		owner:  map[netip.Prefix]string{},
+		owner:  map[netip.Prefix]string{}, used: map[netip.Addr]bool{},
+	}
+	for i := range in.Workloads {
+		for _, a := range in.Workloads[i].Addresses {
+			b.used[a] = true
+		}
 	}
 	if b.bridge == "" {
 		b.bridge = DefaultBridge
@@ -127,12 +133,21 @@ func (b *blocks) fault(blk *model.Block) *model.Problem {
 	}
 	if blk.Node != b.self {
 		for _, own := range b.own {
-			if own.Overlaps(blk.CIDR) {
+			if own.Overlaps(blk.CIDR) && !b.lent(own, blk.CIDR) {
 				return bad("block-conflict", fmt.Sprintf("it overlaps this node's own block %s", own), "on that node: heddle status")
 			}
 		}
 	}
 	return nil
+}
+
+// lent tells whether one of two blocks is a single address that is lent out of the other; not where a workload of
+// this node has the address.
+func (b *blocks) lent(own, theirs netip.Prefix) bool {
+	if own.IsSingleIP() == theirs.IsSingleIP() {
+		return false
+	}
+	return own.IsSingleIP() || !b.used[theirs.Addr()]
 }
 
 // around is the own block that holds a; without one, the block that the pool's block size would make of

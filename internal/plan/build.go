@@ -30,6 +30,7 @@ func Build(in Input) (Plan, error) {
 	}
 	b.plan = Plan{Node: in.Self, Recalled: in.Recalled, Relearning: in.Relearning, Problems: b.blocks.problems}
 	b.checkAddresses()
+	b.speak()
 	b.takeBlocks()
 	b.learn()
 	b.choose()
@@ -195,6 +196,9 @@ func (b *builder) bridge(local []netip.Prefix, mtu int) {
 		Name: name, Kind: LinkBridge, Alias: alias("bridge"), MTU: mtu, MAC: mac, NFCall: b.in.Policed,
 	})
 	for _, blk := range local {
+		if blk.IsSingleIP() {
+			continue
+		}
 		b.plan.Addresses = append(b.plan.Addresses, Address{Link: name, Prefix: netip.PrefixFrom(gateway(blk), blk.Bits())})
 		if blk.Addr().Is6() {
 			b.plan.Sysctls = append(b.plan.Sysctls, Sysctl{"net/ipv6/conf/" + name + "/accept_ra", "0"})

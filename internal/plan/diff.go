@@ -20,7 +20,7 @@ const (
 // Change is one difference between two plans.
 type Change struct {
 	Op   Op     `json:"op"`
-	Kind string `json:"kind"` // "link", "address", "route", "neighbor", "fdb", "rule", "sysctl", "set", "mtu"
+	Kind string `json:"kind"` // "link", "address", "route", "neighbor", "fdb", "rule", "sysctl", "set", "bgp", "mtu"
 	Key  string `json:"key"`
 	// Text is the thing in the words of ip, bridge, sysctl and nft: as it will be, or as it was where it goes.
 	Text string `json:"text"`
@@ -53,6 +53,7 @@ func Diff(old, new Plan) []Change {
 	out = diff(out, "sysctl", old.Sysctls, new.Sysctls, func(c Sysctl) string { return c.Key },
 		func(c Sysctl) string { return c.Key + "=" + c.Value })
 	out = diff(out, "set", old.Filter.elements(), new.Filter.elements(), identity, identity)
+	out = diffBGP(out, old.BGP, new.BGP)
 	if old.MTU != new.MTU {
 		out = append(out, Change{Op: Modify, Kind: "mtu", Key: "mtu", Text: fmt.Sprintf("new workloads get %d", new.MTU), Was: fmt.Sprint(old.MTU)})
 	}

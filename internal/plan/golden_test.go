@@ -14,6 +14,7 @@ import (
 
 	"github.com/heddle-net/heddle/internal/dialect/flannel"
 	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/peering"
 	"github.com/heddle-net/heddle/internal/plan"
 )
 
@@ -29,14 +30,18 @@ type scenario struct {
 	Workloads  []model.Workload `json:"workloads"`
 	Masquerade bool             `json:"masquerade"`
 	Policed    bool             `json:"policed"`
+	BGP        peering.Config   `json:"bgp"`
+	Learned    []peering.Route  `json:"learned"`
 	// Before is the net-conf.json in force before: its devices are those that the last plan had.
 	Before string `json:"before"`
+	// Keep are devices that the last plan had, where no net-conf.json says so.
+	Keep []plan.Link `json:"keep"`
 }
 
 // input is the plan input of one node of the scenario.
 func (s *scenario) input(t *testing.T, netConf []byte, self string) plan.Input {
 	t.Helper()
-	in := plan.Input{Self: self, Attachment: s.Attachment, Workloads: s.Workloads, Policed: s.Policed}
+	in := plan.Input{Self: self, Attachment: s.Attachment, Workloads: s.Workloads, Policed: s.Policed, BGP: s.BGP, Learned: s.Learned, Keep: s.Keep}
 	in.Cluster = model.Cluster{Pools: s.Pools, Nodes: s.Nodes, Blocks: s.Blocks}
 	if netConf != nil {
 		pools, err := flannel.ParseNetConf(netConf)
@@ -106,7 +111,7 @@ func TestGolden(t *testing.T) {
 			}
 			got := map[string]string{
 				"shell": plan.Shell(p), "pods": pods.String(),
-				"plan": plan.DiffText(plan.Diff(plan.Plan{}, p)), "status": status(&p),
+				"plan": plan.DiffText(plan.Diff(plan.Plan{}, p)), "status": status(&p), "routes": routes(&p),
 			}
 			compare(t, file, ar, got)
 			again, err := plan.Build(in)
@@ -145,6 +150,23 @@ func asJSON(t *testing.T, v any) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// routes is what `heddle routes` has of a plan, as lines.
+func routes(p *plan.Plan) string {
+	var b strings.Builder
+	for _, o := range p.Origins {
+		star := " "
+		if o.Used {
+			star = "*"
+		}
+		via := ""
+		if o.Via.IsValid() {
+			via = " via " + o.Via.String()
+		}
+		fmt.Fprintf(&b, "%s %s%s, %s: %s\n", star, o.Dst, via, o.From, o.Reason)
+	}
+	return b.String()
 }
 
 // status is what `heddle status` has of a plan, as lines.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/path"
@@ -15,6 +16,10 @@ import (
 type told struct {
 	route  Route
 	choice path.Choice // of its first way
+	// spare: the store knows the block, and this is taken only while what the pool asks for is not ready: BGP may be
+	// how the block was reached before a change of mode.
+	spare bool
+	won   []int // the Origins that it stands for
 }
 
 // hop is one way of a route that BGP told of.
@@ -34,7 +39,7 @@ func (b *builder) learn() {
 	for i := range b.theirs {
 		known[b.theirs[i].dst] = &b.theirs[i]
 	}
-	l := &learner{builder: b, names: map[netip.Addr]string{}, nodes: map[netip.Addr]*model.Node{}, own: map[netip.Addr]bool{}}
+	l := &learner{builder: b, names: map[netip.Addr]string{}, nodes: map[netip.Addr]*model.Node{}}
 	l.prepare()
 	for from := 0; from < len(b.in.Learned); {
 		to := from + 1
@@ -51,7 +56,6 @@ type learner struct {
 	*builder
 	names map[netip.Addr]string      // of neighbours
 	nodes map[netip.Addr]*model.Node // by address
-	own   map[netip.Addr]bool        // this node's workloads
 }
 
 func (l *learner) prepare() {
@@ -69,18 +73,16 @@ func (l *learner) prepare() {
 			l.nodes[a] = n
 		}
 	}
-	for i := range l.in.Workloads {
-		for _, a := range l.in.Workloads[i].Addresses {
-			l.own[a] = true
-		}
-	}
 }
 
 // prefix judges what the neighbours say of one prefix.
 func (l *learner) prefix(routes []peering.Route, known map[netip.Prefix]*theirs) {
 	dst := routes[0].Prefix
 	pool := l.blocks.pool(dst)
-	refused := l.refused(dst, known[dst])
+	refused, spare := l.refused(dst, known[dst])
+	if spare {
+		pool = nil // plain, as BGP's way was
+	}
 	var hops []hop
 	var won []int // into Origins
 	for i := range routes {
@@ -88,16 +90,22 @@ func (l *learner) prefix(routes []peering.Route, known map[netip.Prefix]*theirs)
 		o := Origin{Dst: dst, From: l.from(r.Neighbor), Via: r.NextHop, Reason: r.Reason}
 		switch {
 		case r.Rejected || !r.Best:
-		case refused != "":
+		case refused != "" && !spare:
 			o.Reason = refused
 		default:
 			h, why := l.hop(r, pool)
+			if why != "" && spare {
+				o.Reason = refused
+				break
+			}
 			if why != "" {
 				o.Reason = why
 				l.problem("bgp-nexthop-unreachable", model.Failure, "next hop "+r.NextHop.String(), why+", so that there is no way to: "+dst.String(), "heddle routes")
 				break
 			}
-			o.Reason = join(r.Reason, h.segment)
+			if o.Reason = join(r.Reason, h.segment); spare {
+				o.Reason = refused
+			}
 			hops, won = append(hops, h), append(won, len(l.plan.Origins))
 		}
 		l.plan.Origins = append(l.plan.Origins, o)
@@ -105,9 +113,9 @@ func (l *learner) prefix(routes []peering.Route, known map[netip.Prefix]*theirs)
 	if len(hops) == 0 {
 		return
 	}
-	hops = l.several(hops, won)
-	t := told{route: routeBy(dst, hops), choice: hops[0].Choice}
-	t.choice.Reason = "BGP, " + l.plan.Origins[won[0]].From[len("bgp: "):]
+	hops, won = l.several(hops, won)
+	t := told{route: routeBy(dst, hops), choice: hops[0].Choice, spare: spare, won: won}
+	t.choice.Reason = "told by " + l.plan.Origins[won[0]].From[len("bgp: "):]
 	for _, h := range hops {
 		if h.Path == model.PathIPIP {
 			l.into = append(l.into, h.Via)
@@ -115,6 +123,16 @@ func (l *learner) prefix(routes []peering.Route, known map[netip.Prefix]*theirs)
 	}
 	t.choice.Path = model.PathBGP
 	l.told[dst] = t
+	if !spare {
+		l.uses(t)
+	}
+}
+
+// uses marks where a route came from that is in the plan.
+func (b *builder) uses(t told) {
+	for _, i := range t.won {
+		b.plan.Origins[i].Used = true
+	}
 }
 
 func join(a, b string) string {
@@ -131,23 +149,24 @@ func (l *learner) from(neighbor netip.Addr) string {
 	return "bgp: " + neighbor.String()
 }
 
-// refused says why nothing is believed about a destination; "" when it is.
-func (l *learner) refused(dst netip.Prefix, t *theirs) string {
+// refused says why nothing is believed about a destination; "" when it is. spare: unless nothing else is there.
+func (l *learner) refused(dst netip.Prefix, t *theirs) (why string, spare bool) {
 	if !dst.IsValid() || dst != dst.Masked() {
-		return "it is no network address"
+		return "it is no network address", false
 	}
 	for _, own := range l.blocks.own {
-		if dst.Bits() >= own.Bits() && own.Contains(dst.Addr()) {
-			return "it lies in this node's own block " + own.String()
+		lent := t != nil && l.blocks.lent(own, dst)
+		if dst.Bits() >= own.Bits() && own.Contains(dst.Addr()) && !lent {
+			return "it lies in this node's own block " + own.String(), false
 		}
 	}
-	if dst.IsSingleIP() && l.own[dst.Addr()] {
-		return "a workload of this node has that address"
+	if dst.IsSingleIP() && l.blocks.used[dst.Addr()] {
+		return "a workload of this node has that address", false
 	}
 	if t != nil && t.pool.Path != model.PathBGP {
-		return fmt.Sprintf("the store knows it as a block of node %q, and pool %q is carried by %s", t.peer.Name, t.pool.Name, t.pool.Path)
+		return fmt.Sprintf("the store knows it as a block of node %q, and pool %q is carried by %s", t.peer.Name, t.pool.Name, t.pool.Path), t.pool.Path != model.PathNone
 	}
-	return ""
+	return "", false
 }
 
 // hop finds the way to a next hop: inside a pool's range by the pool's encapsulation, else on-link. Without one, why
@@ -209,21 +228,20 @@ func (l *learner) closed(via netip.Addr, fam model.Family) string {
 
 // several tells which of the ways are used together: all, each once, but only the first where it leads into an IPv6
 // tunnel, as the kernel takes no such way into a route of several.
-func (l *learner) several(hops []hop, won []int) []hop {
-	var used []hop
+func (l *learner) several(hops []hop, won []int) (used []hop, by []int) {
 	for i, h := range hops {
-		o := &l.plan.Origins[won[i]]
 		alone := h.Path == model.PathIPIP && h.Outer == model.IPv6
 		switch {
 		case slices.ContainsFunc(used, func(u hop) bool { return u.Via == h.Via }):
-			o.Used = true
+			by = append(by, won[i])
 		case len(used) > 0 && (alone || used[0].Path == model.PathIPIP && h.Outer == model.IPv6):
+			o := &l.plan.Origins[won[i]]
 			o.Reason = join(o.Reason, "a route into an IPv6 tunnel has one way only")
 		default:
-			used, o.Used = append(used, h), true
+			used, by = append(used, h), append(by, won[i])
 		}
 	}
-	return used
+	return used, by
 }
 
 // routeBy is the route that BGP told of.
@@ -260,7 +278,9 @@ func (b *builder) origins() {
 	for _, p := range b.plan.Peers {
 		o := Origin{Dst: p.Block, From: "store: node " + p.Node, Via: p.Via, Used: p.Path != "" && p.Path != model.PathBGP && p.Path != model.PathNone, Reason: p.Reason}
 		if p.Path == model.PathBGP {
-			o.Via, o.Reason = netip.Addr{}, "its pool is routed by BGP, which has told of it"
+			if o.Via, o.Reason = (netip.Addr{}), "its pool is routed by BGP, which has told of it"; strings.HasPrefix(p.Reason, "stays") {
+				o.Reason = p.Reason
+			}
 			if n := b.nodes[p.Node]; n != nil {
 				o.Via = n.Address(model.FamilyOf(p.Block.Addr()))
 			}

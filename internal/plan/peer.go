@@ -99,7 +99,8 @@ func (b *builder) choose() {
 	ways := make(map[key]theirs, len(b.in.Cluster.Nodes))
 	for i := range b.theirs {
 		t := &b.theirs[i]
-		if told, ok := b.told[t.dst]; ok && t.pool.Path == model.PathBGP {
+		told, ok := b.told[t.dst]
+		if ok && !told.spare {
 			t.choice = told.choice
 			continue
 		}
@@ -110,6 +111,11 @@ func (b *builder) choose() {
 			ways[k] = w
 		}
 		t.choice, t.lost = w.choice, w.lost
+		if waiting := w.choice.Waiting; ok && waiting != "" && (w.lost != nil || w.choice.Path == model.PathDirect) {
+			t.choice, t.lost = told.choice, nil
+			t.choice.Reason = "stays on bgp: " + waiting
+			b.uses(told)
+		}
 	}
 }
 

@@ -252,4 +252,6 @@ type Input struct {
 	BGP        peering.Config
 	Learned    []peering.Route
 	Relearning bool
+	// Elected is that of the last applied plan's BGP: reflectors that stand for the mesh stay in office.
+	Elected bool
 }

@@ -29,7 +29,7 @@ func cluster(n int, p model.Path, e model.Encap) plan.Input {
 		}
 		node := model.Node{
 			Name: fmt.Sprintf("n%04d", i), Address4: netip.AddrFrom4([4]byte{172, 16 + byte(segment), byte(i / 200), byte(1 + i%200)}),
-			Accepts: []model.Path{model.PathDirect, model.PathVXLAN},
+			Accepts: []model.Path{model.PathDirect, model.PathIPIP, model.PathVXLAN},
 		}
 		node.VTEP4 = plan.VTEPMAC(node.Name, 1, model.IPv4)
 		in.Cluster.Nodes = append(in.Cluster.Nodes, node)
@@ -158,38 +158,41 @@ func TestWorkloadKeepsItsGatewayWhenTheBlockIsLost(t *testing.T) {
 }
 
 func TestTunnelDeviceGoesWhenNobodySendsOnIt(t *testing.T) {
-	in := cluster(3, model.PathVXLAN, model.EncapAlways)
-	before, err := plan.Build(in)
-	if err != nil {
-		t.Fatal(err)
-	}
-	self := &in.Cluster.Nodes[0]
-	self.Accepts, self.Sends = plan.Accepts(&before), plan.Sends(&before)
-	in.Cluster.Pools[0].Path, in.Cluster.Pools[0].Encap = model.PathDirect, model.EncapNever
-	in.Keep = before.Links
-	direct, both := []model.Path{model.PathDirect}, []model.Path{model.PathDirect, model.PathVXLAN}
-	for _, c := range []struct {
-		name      string
-		sends     []model.Path // of a peer
-		published []model.Path
-		there     bool
-		accepts   []model.Path
-	}{
-		{"a peer sends on it", both, both, true, both},
-		{"a peer sends on it that was told not to", both, direct, true, both},
-		{"nobody does, but may think that it can", direct, both, true, direct},
-		{"nobody does, and nobody will", direct, direct, false, direct},
-	} {
-		in.Cluster.Nodes[1].Sends, in.Published = c.sends, c.published
-		p, err := plan.Build(in)
+	for _, tunnel := range []model.Path{model.PathVXLAN, model.PathIPIP} {
+		in := cluster(3, tunnel, model.EncapAlways)
+		before, err := plan.Build(in)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if there := plan.VTEP(&p, model.IPv4) != ""; there != c.there || !slices.Equal(plan.Accepts(&p), c.accepts) {
-			t.Errorf("%s: device there %v, accepts %v: want %v, %v", c.name, there, plan.Accepts(&p), c.there, c.accepts)
-		}
-		if p.MTU != 1500 || slices.Contains(plan.Sends(&p), model.PathVXLAN) {
-			t.Errorf("%s: mtu %d, sends %v", c.name, p.MTU, plan.Sends(&p))
+		self := &in.Cluster.Nodes[0]
+		self.Accepts, self.Sends = plan.Accepts(&before), plan.Sends(&before)
+		in.Cluster.Pools[0].Path, in.Cluster.Pools[0].Encap = model.PathDirect, model.EncapNever
+		in.Keep = before.Links
+		direct, both := []model.Path{model.PathDirect}, []model.Path{model.PathDirect, tunnel}
+		for _, c := range []struct {
+			name      string
+			sends     []model.Path // of a peer
+			published []model.Path
+			there     bool
+			accepts   []model.Path
+		}{
+			{"a peer sends on it", both, both, true, both},
+			{"a peer sends on it that was told not to", both, direct, true, both},
+			{"nobody does, but may think that it can", direct, both, true, direct},
+			{"nobody does, and nobody will", direct, direct, false, direct},
+		} {
+			in.Cluster.Nodes[1].Sends, in.Published = c.sends, c.published
+			p, err := plan.Build(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			there := slices.ContainsFunc(p.Links, func(l plan.Link) bool { return string(l.Kind) == string(tunnel) })
+			if there != c.there || !slices.Equal(plan.Accepts(&p), c.accepts) {
+				t.Errorf("%s, %s: device there %v, accepts %v: want %v, %v", tunnel, c.name, there, plan.Accepts(&p), c.there, c.accepts)
+			}
+			if p.MTU != 1500 || slices.Contains(plan.Sends(&p), tunnel) {
+				t.Errorf("%s, %s: mtu %d, sends %v", tunnel, c.name, p.MTU, plan.Sends(&p))
+			}
 		}
 	}
 }
@@ -245,7 +248,8 @@ func TestVTEPMACsAreUnicastLocalAndDistinct(t *testing.T) {
 // TestDiffIsEmptyOnlyForEqualPlans over random clusters, and leads from one to the other by its keys.
 func TestDiffIsEmptyOnlyForEqualPlans(t *testing.T) {
 	draw := func(rt *rapid.T, label string) plan.Plan {
-		path, encap := model.PathVXLAN, rapid.SampledFrom([]model.Encap{model.EncapAlways, model.EncapCrossSubnet, model.EncapNever}).Draw(rt, label+" encap")
+		path := rapid.SampledFrom([]model.Path{model.PathVXLAN, model.PathIPIP}).Draw(rt, label+" path")
+		encap := rapid.SampledFrom([]model.Encap{model.EncapAlways, model.EncapCrossSubnet, model.EncapNever}).Draw(rt, label+" encap")
 		in := cluster(rapid.IntRange(1, 8).Draw(rt, label+" nodes"), path, encap)
 		in.Attachment = rapid.SampledFrom([]model.Attachment{model.AttachBridge, model.AttachRouted}).Draw(rt, label+" style")
 		in.Host.Uplinks[0].MTU = rapid.SampledFrom([]int{1500, 9000}).Draw(rt, label+" mtu")
@@ -262,7 +266,7 @@ func TestDiffIsEmptyOnlyForEqualPlans(t *testing.T) {
 		a, b := draw(rt, "a"), draw(rt, "b")
 		changes := plan.Diff(a, b)
 		for _, p := range []*plan.Plan{&a, &b} {
-			p.Peers, p.Problems = nil, nil
+			p.Peers, p.Problems, p.Origins = nil, nil, nil
 		}
 		if equal := reflect.DeepEqual(a, b); equal != (len(changes) == 0) {
 			rt.Fatalf("equal %v, but changes %v", equal, changes)

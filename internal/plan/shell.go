@@ -61,6 +61,7 @@ func Shell(p Plan) string {
 	}
 	s.heading("forwarding and masquerade")
 	s.raw("nft -f - <<'EOF'\n" + p.Filter.NFT() + "EOF\n")
+	s.speech(p.BGP)
 	for _, l := range p.Links {
 		if veths[l.Name] {
 			s.heading("%s belongs to workload %s, whose commands are printed with it", l.Name, strings.TrimPrefix(l.Alias, AliasPrefix))

@@ -180,6 +180,9 @@ func (b *builder) deviceAddresses(devices map[model.Family]string) {
 		return
 	}
 	for _, blk := range b.blocks.own {
+		if blk.IsSingleIP() { // lent of another node's block, to a workload
+			continue
+		}
 		f := model.FamilyOf(blk.Addr())
 		name := devices[f]
 		if name == "" {
