@@ -93,7 +93,7 @@ func (a *Agent) offered(c *model.Cluster) []model.Path {
 		return nil
 	}
 	if !a.viewIsCurrent() {
-		return union(n.Accepts, []model.Path{model.PathVXLAN})
+		return union(n.Accepts, []model.Path{model.PathVXLAN, model.PathIPIP})
 	}
 	return n.Accepts
 }

@@ -43,8 +43,8 @@ func TestPathCountsAsOfferedUntilTheViewShowsItsWithdrawal(t *testing.T) {
 		t.Errorf("offered %v, want direct alone", got)
 	}
 	a.update(func(s *state) { s.writing = &model.Node{Accepts: bothPaths} })
-	if got := a.offered(&c); !slices.Contains(got, model.PathVXLAN) {
-		t.Errorf("offered %v while a write is under way, want vxlan too", got)
+	if got := a.offered(&c); !slices.Contains(got, model.PathVXLAN) || !slices.Contains(got, model.PathIPIP) {
+		t.Errorf("offered %v while a write is under way, want vxlan and ipip too", got)
 	}
 	a.update(func(s *state) { s.writing, s.written = nil, s.written+1 })
 	if got := a.offered(&c); !slices.Contains(got, model.PathVXLAN) {

@@ -114,7 +114,7 @@ func (a *Agent) pass(ctx context.Context) {
 		return
 	}
 
-	self.Accepts, self.Sends = plan.Accepts(&p), plan.Sends(&p)
+	self.Accepts, self.Sends, self.Lacks = accepts(&p, issues), plan.Sends(&p), lacks(issues)
 	self.VTEP4, self.VTEP6 = vteps(&p, issues)
 	a.update(func(s *state) {
 		s.self, s.input, s.plan, s.announced = self, &in, &p, nil

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/plan"
 	"github.com/heddle-net/heddle/internal/store"
 )
 
@@ -19,7 +20,7 @@ func (a *Agent) selfNode(ctx context.Context, host model.Host, c *model.Cluster)
 	a.overlay(n)
 	old := a.registered(c)
 	if old != nil {
-		n.Accepts, n.Sends, n.VTEP4, n.VTEP6 = old.Accepts, old.Sends, old.VTEP4, old.VTEP6
+		n.Accepts, n.Sends, n.Lacks, n.VTEP4, n.VTEP6 = old.Accepts, old.Sends, old.Lacks, old.VTEP4, old.VTEP6
 	}
 	var issues []model.Problem
 	for _, f := range []model.Family{model.IPv4, model.IPv6} {
@@ -55,6 +56,25 @@ func (a *Agent) selfNode(ctx context.Context, host model.Host, c *model.Cluster)
 		return nil, issues
 	}
 	return n, issues
+}
+
+// accepts are the paths on which this node receives: those of the plan whose devices are really there. (VXLAN's show
+// in what is published of their MACs.)
+func accepts(p *plan.Plan, issues []model.Problem) []model.Path {
+	broken := slices.ContainsFunc(p.Links, func(l plan.Link) bool {
+		return l.Kind == plan.LinkIPIP && slices.ContainsFunc(issues, func(i model.Problem) bool {
+			return i.Severity == model.Failure && i.Subject == "link "+l.Name
+		})
+	})
+	return slices.DeleteFunc(plan.Accepts(p), func(a model.Path) bool { return broken && a == model.PathIPIP })
+}
+
+// lacks are the paths that this kernel turned out not to have, so that peers can say why nothing goes there.
+func lacks(issues []model.Problem) []model.Path {
+	if slices.ContainsFunc(issues, func(i model.Problem) bool { return i.Code == "kernel-lacks-ipip" }) {
+		return []model.Path{model.PathIPIP}
+	}
+	return nil
 }
 
 // address is the node's address of a family: from the configuration, else the only one there is, else

@@ -4,10 +4,12 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/heddle-net/heddle/internal/config"
 	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/plan"
 	"github.com/heddle-net/heddle/internal/store/memory"
 )
 
@@ -96,5 +98,31 @@ func TestNodeAddress(t *testing.T) {
 				t.Fatalf("address %s, %v: want %s", got, err, tt.want)
 			}
 		})
+	}
+}
+
+// TestPathWithoutItsDeviceIsNotAccepted: peers must not send where nothing is unwrapped.
+func TestPathWithoutItsDeviceIsNotAccepted(t *testing.T) {
+	p := &plan.Plan{Links: []plan.Link{
+		{Name: "flannel.1", Kind: plan.LinkVXLAN, VXLAN: &plan.VXLANDevice{}}, {Name: "tunl0", Kind: plan.LinkIPIP, IPIP: &plan.IPIPDevice{}},
+	}}
+	all := []model.Path{model.PathDirect, model.PathIPIP, model.PathVXLAN}
+	for _, c := range []struct {
+		issue   model.Problem
+		accepts []model.Path
+		lacks   []model.Path
+	}{
+		{model.Problem{}, all, nil},
+		{model.Problem{Code: "link-failed", Severity: model.Failure, Subject: "link tunl0: mtu 1480"}, all, nil},
+		{model.Problem{Code: "foreign-device", Severity: model.Failure, Subject: "link tunl0"}, bothPaths, nil},
+		{model.Problem{Code: "kernel-lacks-ipip", Severity: model.Failure, Subject: "link tunl0"}, bothPaths, []model.Path{model.PathIPIP}},
+	} {
+		issues := []model.Problem{{Code: "sysctl-failed", Severity: model.Failure, Subject: "sysctl x"}, c.issue}
+		if got := accepts(p, issues); !slices.Equal(got, c.accepts) {
+			t.Errorf("with %q: accepts %v, want %v", c.issue.Code, got, c.accepts)
+		}
+		if got := lacks(issues); !slices.Equal(got, c.lacks) {
+			t.Errorf("with %q: lacks %v, want %v", c.issue.Code, got, c.lacks)
+		}
 	}
 }
