@@ -126,21 +126,16 @@ func (a *Agent) answerBlocks() {
 }
 
 // usage is how the addresses of blocks are used.
-func (k *keeping) usage(ctx context.Context, blocks []model.Block) (map[netip.Prefix]usage, bool) {
+func (k *keeping) usage(ctx context.Context, blocks []model.Block) (map[netip.Prefix]ipam.Use, bool) {
 	list, err := k.ledger.Usage(ctx, prefixes(blocks), k.set.Reserved, k.now)
 	if err != nil {
 		return nil, false
 	}
-	m := make(map[netip.Prefix]usage, len(list))
+	m := make(map[netip.Prefix]ipam.Use, len(list))
 	for _, u := range list {
-		m[u.Block] = usage{used: u.Used, cooling: u.Cooling, free: u.Free, size: u.Size}
+		m[u.Block] = u
 	}
 	return m, true
-}
-
-type usage struct {
-	used, cooling int
-	free, size    uint64
 }
 
 // claimAhead claims the next block of a pool before the last one is full. That it cannot is a problem only once
@@ -158,7 +153,7 @@ func (k *keeping) claimAhead(ctx context.Context) {
 		}
 		free := uint64(0)
 		for _, u := range m {
-			free = min(free+u.free, 1<<62)
+			free = min(free+u.Free, 1<<62)
 		}
 		if !ipam.Low(free, ipam.Size(blocks[0].CIDR)) || ipam.MayClaim(p, k.keep, k.set.IPAM) != nil {
 			continue
@@ -201,10 +196,10 @@ func (k *keeping) releaseEmpty(ctx context.Context) {
 			u, elsewhere := m[b.CIDR], uint64(0)
 			for cidr, other := range m {
 				if cidr != b.CIDR {
-					elsewhere = min(elsewhere+other.free, 1<<62)
+					elsewhere = min(elsewhere+other.Free, 1<<62)
 				}
 			}
-			if u.used+u.cooling > 0 || here && !ipam.Spare(elsewhere, ipam.Size(b.CIDR)) || k.awaited(b) {
+			if u.Used+u.Cooling > 0 || here && !ipam.Spare(elsewhere, ipam.Size(b.CIDR)) || k.awaited(b) {
 				continue
 			}
 			since, was := k.keeper.empty[b.CIDR]

@@ -37,6 +37,7 @@ func (a *Agent) listenControl() (*control, error) {
 	private.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { reply(w, a.Status()) })
 	private.HandleFunc("GET /plan", func(w http.ResponseWriter, _ *http.Request) { replyOr(w, a.snapshot().plan) })
 	a.servePolicy(private)
+	a.serveIPAM(private)
 	private.HandleFunc("GET /input", func(w http.ResponseWriter, _ *http.Request) { replyOr(w, a.snapshot().input) })
 
 	private.HandleFunc("GET /debug/pprof/", pprof.Index)

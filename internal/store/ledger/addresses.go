@@ -204,12 +204,12 @@ func (a *addresses) take(b *batch, p pick, owner string) {
 }
 
 // usage counts a block's addresses.
-func (a *addresses) usage(b *batch, p netip.Prefix, reserved []netip.Prefix, now time.Time) Usage {
+func (a *addresses) usage(b *batch, p netip.Prefix, reserved []netip.Prefix, now time.Time) ipam.Use {
 	if s := a.blocks[p.Masked()]; s != nil {
 		s.settled = time.Time{} // what has rested counts as free
 	}
 	s := a.block(b, p.Masked(), now)
-	u := Usage{Block: p.Masked(), Size: ipam.Size(p, reserved...), Used: len(s.Used), Cooling: len(s.Cooling)}
+	u := ipam.Use{Block: p.Masked(), Size: ipam.Size(p, reserved...), Used: len(s.Used), Cooling: len(s.Cooling)}
 	held := uint64(0) // of those that count: a reserved address may be in use all the same
 	for addr := range s.Used {
 		held += counts(p, addr, reserved)

@@ -20,6 +20,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/heddle-net/heddle/internal/ipam"
 	"github.com/heddle-net/heddle/internal/model"
 )
 
@@ -117,19 +118,9 @@ func (l *Ledger) Take(ctx context.Context, w model.Workload, ask Ask, now time.T
 	return cloned(got), existed, nil
 }
 
-// Usage is how a block's addresses are used: in numbers of addresses, Size and Free of those that any workload may
-// get, 2^62 where there are more.
-type Usage struct {
-	Block   netip.Prefix `json:"block"`
-	Size    uint64       `json:"size"`
-	Used    int          `json:"used"`
-	Cooling int          `json:"cooling"`
-	Free    uint64       `json:"free"`
-}
-
 // Usage counts the addresses of blocks, in their order.
-func (l *Ledger) Usage(ctx context.Context, blocks, reserved []netip.Prefix, now time.Time) ([]Usage, error) {
-	usage := make([]Usage, 0, len(blocks))
+func (l *Ledger) Usage(ctx context.Context, blocks, reserved []netip.Prefix, now time.Time) ([]ipam.Use, error) {
+	usage := make([]ipam.Use, 0, len(blocks))
 	err := l.commit(ctx, func(b *batch) error {
 		for _, p := range blocks {
 			usage = append(usage, l.addresses.usage(b, p, reserved, now))
