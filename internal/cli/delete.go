@@ -19,7 +19,8 @@ func deleteCmd() *cobra.Command {
 		Use:   "delete (-f FILE... | KIND NAME...)",
 		Short: "Delete objects from the store",
 		Long: `Delete objects from the store: those of files, or those that are named. Only the objects go: what is in a
-namespace stays, and a pod that runs goes on, without what had been said of it by its name.`,
+namespace stays, and a pod that runs goes on, without what had been said of it by its name. An IPPool goes only when no
+node has a block of it any more.`,
 	}
 	open, files, namespace := storeFlags(cmd), filesFlag(cmd), namespaceFlag(cmd)
 	cmd.Flags().BoolVar(&ignore, "ignore-not-found", false, "it is no error when there is nothing to delete")
@@ -61,12 +62,15 @@ namespace stays, and a pod that runs goes on, without what had been said of it b
 func remove(ctx context.Context, s store.Store, o placed) (dialect.Kind, error) {
 	for _, k := range o.kinds {
 		key := key(k, o.namespace, o.name)
-		found, err := s.Keys(ctx, model.KindResource, key)
+		found, err := s.Keys(ctx, kindIn(k), key)
 		if err != nil {
 			return k, err
 		}
 		if slices.ContainsFunc(found, func(f store.KeyRevision) bool { return f.Key == key }) {
-			return k, s.Delete(ctx, model.KindResource, key, store.AnyRevision)
+			if err := checkUnused(ctx, s, k, o.name); err != nil {
+				return k, err
+			}
+			return k, s.Delete(ctx, kindIn(k), key, store.AnyRevision)
 		}
 	}
 	return o.kinds[0], store.ErrNotFound

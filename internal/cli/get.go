@@ -103,17 +103,17 @@ func gather(ctx context.Context, s store.Store, f ref, namespace string) ([]*mod
 	if f.name != "" && namespace != "" {
 		it, err := find(ctx, s, f, namespace)
 		if err == nil {
-			list = append(list, it.Object.(*model.Resource))
+			list = append(list, resourceOf(it.Object))
 		} else if !errors.Is(err, store.ErrNotFound) {
 			return nil, err
 		}
 	} else {
-		items, _, err := s.List(ctx, model.KindResource)
+		items, _, err := s.List(ctx, kindIn(f.kinds[0]))
 		if err != nil {
 			return nil, err
 		}
 		for _, it := range items {
-			r := it.Object.(*model.Resource)
+			r := resourceOf(it.Object)
 			for _, k := range f.kinds {
 				if k.Kind == r.Type && k.Group() == r.Group() && (f.name == "" || f.name == r.Name) && (!k.Namespaced || namespace == "" || r.Namespace == namespace) {
 					list = append(list, r)

@@ -25,7 +25,7 @@ func printTables(out io.Writer, list []*model.Resource, all, wide bool) error {
 	w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
 	last := ""
 	for _, r := range list {
-		head, cells := columns(r)
+		head, cells := columns(r, wide)
 		head, cells = append([]string{"NAME"}, head...), append([]string{r.Name}, cells...)
 		if all && kindOf(r).Namespaced {
 			head, cells = append([]string{"NAMESPACE"}, head...), append([]string{r.Namespace}, cells...)
@@ -47,7 +47,10 @@ func printTables(out io.Writer, list []*model.Resource, all, wide bool) error {
 }
 
 // columns are what a table says of an object beside its name.
-func columns(r *model.Resource) (head, cells []string) {
+func columns(r *model.Resource, wide bool) (head, cells []string) {
+	if kindOf(r).Setting {
+		return settingColumns(r, wide)
+	}
 	if r.Type == podKind { // with what the nodes say of it
 		p := podOf(r)
 		return []string{"NODE", "ADDRESSES", "LABELS"}, []string{dash(p.Spec.NodeName), few(p.addresses()), labelText(p.Metadata.Labels)}

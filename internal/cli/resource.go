@@ -135,12 +135,39 @@ func key(k dialect.Kind, namespace, name string) string {
 	return r.Key()
 }
 
+// kindIn is where objects of the kind are in the store.
+func kindIn(k dialect.Kind) model.Kind {
+	if k.Setting {
+		return model.KindSetting
+	}
+	return model.KindResource
+}
+
+// filed is a resource as the store has it.
+func filed(r *model.Resource) model.Object {
+	if kindOf(r).Setting {
+		return &model.Setting{Resource: *r}
+	}
+	return r
+}
+
+// resourceOf is the resource that the store has; nil when it is none.
+func resourceOf(o model.Object) *model.Resource {
+	switch o := o.(type) {
+	case *model.Resource:
+		return o
+	case *model.Setting:
+		return &o.Resource
+	}
+	return nil
+}
+
 // find returns the object that an argument names.
 func find(ctx context.Context, s store.Store, f ref, namespace string) (store.Item, error) {
 	var it store.Item
 	err := fmt.Errorf("no kind: %w", store.ErrNotFound)
 	for _, k := range f.kinds {
-		if it, err = s.Get(ctx, model.KindResource, key(k, namespace, f.name)); !errors.Is(err, store.ErrNotFound) {
+		if it, err = s.Get(ctx, kindIn(k), key(k, namespace, f.name)); !errors.Is(err, store.ErrNotFound) {
 			return it, err
 		}
 	}
@@ -181,7 +208,7 @@ func readObjects(cmd *cobra.Command, files []string, namespace string) ([]model.
 			if err := dialect.SetNamespace(r, namespace); err != nil {
 				return nil, fmt.Errorf("%s: %w", name, err)
 			}
-			if _, err := store.Encode(r); err != nil {
+			if _, err := store.Encode(filed(r)); err != nil {
 				return nil, fmt.Errorf("%s: %w", name, err)
 			}
 			if before, twice := from[r.Key()]; twice {

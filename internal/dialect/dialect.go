@@ -1,6 +1,6 @@
-// Package dialect knows every language in which people say who may talk to whom, and reads what they write:
-// YAML or JSON, one or several objects at a time, in the words of Kubernetes or Calico. What the objects mean is
-// said by its sub-packages; here is only which of them reads what.
+// Package dialect knows every language in which people say who may talk to whom and how the network is made, and
+// reads what they write: YAML or JSON, one or several objects at a time, in the words of Kubernetes or Calico. What
+// the objects mean is said by its sub-packages; here is only which of them reads what.
 //
 // The package is pure. It never fills in a namespace by itself: that is for whoever knows where people are.
 package dialect
@@ -15,8 +15,9 @@ import (
 	"github.com/heddle-net/heddle/internal/policy"
 )
 
-// Object returns what a resource of any kind means. Errors are *model.FieldError. What is not understood in a
-// ClusterNetworkPolicy fails closed, as kube.Object has it.
+// Object returns what a resource of any kind of policy means; settings have no meaning by themselves, see
+// calico.Network. Errors are *model.FieldError. What is not understood in a ClusterNetworkPolicy fails closed, as
+// kube.Object has it.
 func Object(r *model.Resource) (policy.Object, error) {
 	k, err := kindOf(r)
 	if err != nil {
@@ -40,6 +41,9 @@ func Check(r *model.Resource) error {
 	}
 	if !k.calico() {
 		return kube.Check(r)
+	}
+	if k.Setting {
+		return calico.CheckSetting(r)
 	}
 	_, err = calico.Object(r)
 	return err

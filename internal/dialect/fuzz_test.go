@@ -21,6 +21,8 @@ func FuzzReadYAML(f *testing.F) {
 		"{apiVersion: projectcalico.org/v3, kind: GlobalNetworkPolicy, metadata: {name: a}, spec: {selector: has(a), order: 1e3, ingress: [{action: Allow, protocol: TCP, destination: {ports: [80, '1:2']}}]}}",
 		"{\"apiVersion\": \"projectcalico.org/v3\", \"kind\": \"Tier\", \"metadata\": {\"name\": \"t\"}, \"spec\": {\"order\": 10}}",
 		"{apiVersion: v1, kind: Pod, metadata: {name: p, creationTimestamp: null}, spec: {containers: [{name: c, ports: [{name: x, containerPort: 080}], resources: {limits: {cpu: 1e9}}}]}}",
+		"{apiVersion: projectcalico.org/v3, kind: IPPool, metadata: {name: p}, spec: {cidr: 10.0.0.0/16, ipipMode: CrossSubnet, blockSize: 26, nodeSelector: all()}}",
+		"{apiVersion: crd.projectcalico.org/v1, kind: BGPPeer, metadata: {name: p, annotations: {heddle.net/bfd: 300ms x3}}, spec: {peerIP: '[fd00::1]:179', asNumber: 1.10, filters: [a]}}",
 		"%YAML 1.1\n---\n!!map {? apiVersion : v1}\n",
 	} {
 		f.Add([]byte(text))
@@ -48,8 +50,13 @@ func FuzzReadYAML(f *testing.F) {
 			if err := SetNamespace(&one, "default"); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Object(&one); err != nil {
+			if err := Check(&one); err != nil {
 				t.Fatal(err)
+			}
+			if k, _ := kindOf(&one); !k.Setting {
+				if _, err := Object(&one); err != nil {
+					t.Fatal(err)
+				}
 			}
 			bodies = append(bodies, r.Body)
 		}

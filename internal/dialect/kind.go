@@ -15,6 +15,8 @@ type Kind struct {
 	Plural     string // networkpolicies
 	Short      []string
 	Namespaced bool
+	// Setting: it is about the network itself, and filed as model.Setting.
+	Setting bool
 }
 
 // Versions of the API groups.
@@ -29,27 +31,39 @@ const (
 
 // kinds in the order in which Lookup prefers them.
 var kinds = slices.Concat([]Kind{
-	{coreV1, "Namespace", "namespaces", []string{"ns"}, false},
-	{coreV1, "Pod", "pods", []string{"po"}, true},
-	{coreV1, "ServiceAccount", "serviceaccounts", []string{"sa"}, true},
-	{discoveryV1, "EndpointSlice", "endpointslices", nil, true},
-	{networkV1, "NetworkPolicy", "networkpolicies", []string{"netpol"}, true},
-	{clusterV1, "ClusterNetworkPolicy", "clusternetworkpolicies", []string{"cnp"}, false},
+	{coreV1, "Namespace", "namespaces", []string{"ns"}, false, false},
+	{coreV1, "Pod", "pods", []string{"po"}, true, false},
+	{coreV1, "ServiceAccount", "serviceaccounts", []string{"sa"}, true, false},
+	{discoveryV1, "EndpointSlice", "endpointslices", nil, true, false},
+	{networkV1, "NetworkPolicy", "networkpolicies", []string{"netpol"}, true, false},
+	{clusterV1, "ClusterNetworkPolicy", "clusternetworkpolicies", []string{"cnp"}, false, false},
 }, ofCalico(calicoV3), ofCalico(calicoCRD))
 
 // ofCalico are Calico's kinds in one of its versions.
 func ofCalico(version string) []Kind {
-	return []Kind{
-		{version, "NetworkPolicy", "networkpolicies", []string{"caliconetworkpolicy", "caliconetworkpolicies"}, true},
-		{version, "GlobalNetworkPolicy", "globalnetworkpolicies", []string{"gnp"}, false},
-		{version, "Tier", "tiers", nil, false},
-		{version, "NetworkSet", "networksets", []string{"netset", "netsets"}, true},
-		{version, "GlobalNetworkSet", "globalnetworksets", []string{"gnetset", "gnetsets"}, false},
-		{version, "HostEndpoint", "hostendpoints", []string{"hep", "heps"}, false},
-		{version, "StagedNetworkPolicy", "stagednetworkpolicies", []string{"snp"}, true},
-		{version, "StagedGlobalNetworkPolicy", "stagedglobalnetworkpolicies", []string{"sgnp"}, false},
-		{version, "StagedKubernetesNetworkPolicy", "stagedkubernetesnetworkpolicies", []string{"sknp"}, true},
+	all := []Kind{
+		{version, "NetworkPolicy", "networkpolicies", []string{"caliconetworkpolicy", "caliconetworkpolicies"}, true, false},
+		{version, "GlobalNetworkPolicy", "globalnetworkpolicies", []string{"gnp"}, false, false},
+		{version, "Tier", "tiers", nil, false, false},
+		{version, "NetworkSet", "networksets", []string{"netset", "netsets"}, true, false},
+		{version, "GlobalNetworkSet", "globalnetworksets", []string{"gnetset", "gnetsets"}, false, false},
+		{version, "HostEndpoint", "hostendpoints", []string{"hep", "heps"}, false, false},
+		{version, "StagedNetworkPolicy", "stagednetworkpolicies", []string{"snp"}, true, false},
+		{version, "StagedGlobalNetworkPolicy", "stagedglobalnetworkpolicies", []string{"sgnp"}, false, false},
+		{version, "StagedKubernetesNetworkPolicy", "stagedkubernetesnetworkpolicies", []string{"sknp"}, true, false},
+		{version, "IPPool", "ippools", []string{"ipp", "ipps", "pool", "pools"}, false, true},
+		{version, "IPReservation", "ipreservations", []string{"reservation", "reservations"}, false, true},
+		{version, "IPAMConfiguration", "ipamconfigurations", nil, false, true},
+		{version, "IPAMConfig", "ipamconfigs", nil, false, true},
+		{version, "BGPConfiguration", "bgpconfigurations", []string{"bgpconfig", "bgpconfigs"}, false, true},
+		{version, "BGPPeer", "bgppeers", []string{"bgpp", "bgpps"}, false, true},
+		{version, "BGPFilter", "bgpfilters", nil, false, true},
+		{version, "FelixConfiguration", "felixconfigurations", []string{"felixconfig", "felixconfigs", "felix"}, false, true},
 	}
+	if version == calicoV3 { // the other form takes Kubernetes' own
+		all = append(all, Kind{version, "Node", "nodes", []string{"no"}, false, true})
+	}
+	return all
 }
 
 // Kinds are all kinds that can be written. The caller may change what it gets.

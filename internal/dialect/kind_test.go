@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/heddle-net/heddle/internal/dialect/calico"
 	"github.com/heddle-net/heddle/internal/model"
 )
 
@@ -50,6 +52,9 @@ func TestEveryKindIsRead(t *testing.T) {
 			names[full] = k.Kind
 		}
 		r := model.Resource{APIVersion: k.APIVersion, Type: k.Kind, Name: "a"}
+		if slices.Contains([]string{"IPAMConfiguration", "IPAMConfig", "BGPConfiguration", "FelixConfiguration"}, k.Kind) {
+			r.Name = "default"
+		}
 		if k.Namespaced {
 			r.Namespace = "dev"
 		}
@@ -57,14 +62,22 @@ func TestEveryKindIsRead(t *testing.T) {
 			"EndpointSlice":        `,"addressType":"IPv4"`,
 			"ClusterNetworkPolicy": `,"spec":{"tier":"Admin","priority":0,"subject":{"namespaces":{}}}`,
 			"HostEndpoint":         `,"spec":{"node":"n","interfaceName":"*"}`,
+			"IPPool":               `,"spec":{"cidr":"10.0.0.0/16"}`,
+			"BGPPeer":              `,"spec":{"peerIP":"10.0.0.1"}`,
 		}[k.Kind]
-		r.Body = json.RawMessage(fmt.Sprintf(`{"apiVersion":%q,"kind":%q,"metadata":{"name":"a"}%s}`, k.APIVersion, k.Kind, rest))
-		if _, err := Object(&r); err != nil {
+		r.Body = json.RawMessage(fmt.Sprintf(`{"apiVersion":%q,"kind":%q,"metadata":{"name":%q}%s}`, k.APIVersion, k.Kind, r.Name, rest))
+		if err := Check(&r); err != nil {
 			t.Errorf("%s %s: %v", k.APIVersion, k.Kind, err)
+		}
+		if _, err := Object(&r); (err != nil) != k.Setting {
+			t.Errorf("%s %s as a policy: %v", k.APIVersion, k.Kind, err)
+		}
+		if calico.IsSetting(&r) != k.Setting {
+			t.Errorf("%s %s: it is a setting, or is none, in one of two places only", k.APIVersion, k.Kind)
 		}
 		r.Namespace = map[bool]string{false: "dev"}[k.Namespaced]
 		var bad *model.FieldError
-		if _, err := Object(&r); !errors.As(err, &bad) || bad.Field != "metadata.namespace" {
+		if err := Check(&r); !errors.As(err, &bad) || bad.Field != "metadata.namespace" {
 			t.Errorf("%s %s in namespace %q: %v", k.APIVersion, k.Kind, r.Namespace, err)
 		}
 	}

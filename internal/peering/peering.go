@@ -139,6 +139,8 @@ type Peer struct {
 	PeerSelector string     `json:"peerSelector,omitempty"`
 	// AnySource leaves the choice of the own address to the kernel; else it is the node's, unless Source is set.
 	AnySource bool `json:"anySource,omitempty"`
+	// OneSided: nodes that PeerSelector picks are told by another Peer to speak to those that this one is for.
+	OneSided bool `json:"oneSided,omitempty"`
 	Session
 }
 

@@ -73,7 +73,7 @@ func (b *builder) peers() {
 			m := &b.all[k]
 			known = known || p.Address.IsValid() && there(m)
 			forward, back := here(b.self) && there(m), here(m) && there(b.self)
-			if m == b.self || !forward && !back {
+			if m == b.self || !forward && (!back || p.OneSided) {
 				continue
 			}
 			n := Neighbor{Name: p.Name, Node: m.Name, Port: m.port, Session: p.Session}

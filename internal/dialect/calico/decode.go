@@ -1,7 +1,7 @@
-// Package calico reads the policies of Calico: projectcalico.org/v3, and crd.projectcalico.org/v1, which is the
-// same with another name.
+// Package calico reads what people write in Calico's words: projectcalico.org/v3, and crd.projectcalico.org/v1,
+// which is the same with another name. Object reads its policies, and Network what it has about the network itself.
 //
-// An object becomes a value of package policy, or is refused with an error that names the field, its value and
+// A policy becomes a value of package policy, or is refused with an error that names the field, its value and
 // what was expected: nothing is skipped in silence, since a policy of which a part is not enforced is worse than
 // one that is not accepted. What is refused is what Calico's own validation refuses, and what Heddle cannot
 // honour (matches on HTTP, profiles of host endpoints, staged actions that only Calico's recommender knows).
@@ -70,16 +70,28 @@ func decode(r *model.Resource) (object, error) {
 	if !ok || !Knows(r) {
 		return nil, &model.FieldError{Noun: r.String(), Field: "kind", Value: r.APIVersion + " " + r.Type, Want: "a kind of policy of " + Group + "/v3"}
 	}
+	o := kind.empty()
+	strict, err := decodeInto(r, o, kind.namespaced)
+	if len(strict) > 0 {
+		return nil, strict[0]
+	}
+	if err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// decodeInto reads a resource. Unknown and repeated fields are in strict; all else that is wrong is in err.
+func decodeInto(r *model.Resource, o object, namespaced bool) (strict []error, err error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
-	o := kind.empty()
-	strict, err := kjson.UnmarshalStrict(r.Body, o)
+	unknown, err := kjson.UnmarshalStrict(r.Body, o)
 	if err != nil {
 		return nil, formError(r, err)
 	}
-	if len(strict) > 0 {
-		return nil, strictError(r, strict[0])
+	for _, err := range unknown {
+		strict = append(strict, strictError(r, err))
 	}
 	m := o.meta()
 	for _, c := range []struct{ field, value, want string }{
@@ -89,17 +101,17 @@ func decode(r *model.Resource) (object, error) {
 		{"metadata.namespace", m.Namespace, r.Namespace},
 	} {
 		if c.value != c.want && (c.field != "metadata.namespace" || c.value != "") {
-			return nil, &model.FieldError{Noun: r.String(), Field: c.field, Value: c.value, Want: orNothing(c.want)}
+			return strict, &model.FieldError{Noun: r.String(), Field: c.field, Value: c.value, Want: orNothing(c.want)}
 		}
 	}
 	switch {
-	case kind.namespaced && r.Namespace == "":
-		return nil, &model.FieldError{Noun: r.String(), Field: "metadata.namespace", Want: "a namespace"}
-	case !kind.namespaced && r.Namespace != "":
-		return nil, &model.FieldError{Noun: r.String(), Field: "metadata.namespace", Value: r.Namespace, Want: "nothing: a " + r.Type + " is in no namespace"}
+	case namespaced && r.Namespace == "":
+		return strict, &model.FieldError{Noun: r.String(), Field: "metadata.namespace", Want: "a namespace"}
+	case !namespaced && r.Namespace != "":
+		return strict, &model.FieldError{Noun: r.String(), Field: "metadata.namespace", Value: r.Namespace, Want: "nothing: a " + r.Type + " is in no namespace"}
 	}
 	m.Namespace = r.Namespace
-	return o, nil
+	return strict, nil
 }
 
 func orNothing(s string) string {

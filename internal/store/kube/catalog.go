@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -55,6 +56,7 @@ type catalog struct {
 	nodes   map[string]*nodeFacts
 	holders map[netip.Prefix][]string // names of the nodes that have a range, sorted
 	filed   map[string]model.Pool     // as they were put
+	settled []model.Pool              // of IPPools, by name
 	// services: some policy names services; sliced: EndpointSlices are followed.
 	services, sliced bool
 }
@@ -113,16 +115,22 @@ func same(a, b model.Object) bool {
 	case *model.Endpoint:
 		b := b.(*model.Endpoint)
 		return a.UID == b.UID && a.ServiceAccount == b.ServiceAccount && slices.Equal(a.Addresses, b.Addresses) &&
-			slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels)
+			slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels) && reflect.DeepEqual(a.Wishes, b.Wishes)
 	case *model.Resource:
 		b := b.(*model.Resource)
-		return a.APIVersion == b.APIVersion && bytes.Equal(a.Body, b.Body)
+		return sameResource(a, b)
+	case *model.Setting:
+		return sameResource(&a.Resource, &b.(*model.Setting).Resource)
 	case *model.Block:
 		return *a == *b.(*model.Block)
 	case *model.Pool:
 		return a.Equal(b.(*model.Pool))
 	}
 	return false // nodes are compared by what they are made of: saying the same once more is a write as well
+}
+
+func sameResource(a, b *model.Resource) bool {
+	return a.APIVersion == b.APIVersion && bytes.Equal(a.Body, b.Body)
 }
 
 // usable tells why nothing can be asked. mu is held.
@@ -188,18 +196,18 @@ func (c *catalog) missing(kinds []model.Kind) *unknown {
 		}
 		return &unknown{fmt.Sprintf("the API server has not told of all %s yet", src.resource.Resource), false}
 	}
-	if slices.Contains(kinds, model.KindResource) && !c.looked {
+	if (slices.Contains(kinds, model.KindResource) || slices.Contains(kinds, model.KindSetting)) && !c.looked {
 		if c.lookErr != nil {
 			return &unknown{c.lookErr.Error(), true}
 		}
-		return &unknown{"the API server has not told yet which kinds of policies it serves", false}
+		return &unknown{"the API server has not told yet which kinds of policies and settings it serves", false}
 	}
 	if slices.Contains(kinds, model.KindResource) && c.services && !c.sliced {
 		return &unknown{"a policy names services, and the API server has not told of their addresses yet", false}
 	}
 	// Who wants the network as a whole shall never see one without pools, and take it down.
-	if slices.Contains(kinds, model.KindPool) && slices.Contains(kinds, model.KindBlock) && len(c.filed) == 0 {
-		return &unknown{"no net-conf.json has been filed yet, so there are no pools", false}
+	if slices.Contains(kinds, model.KindPool) && slices.Contains(kinds, model.KindBlock) && len(c.filed)+len(c.settled) == 0 {
+		return &unknown{"no net-conf.json has been filed yet, and there is no IPPool, so there are no pools", false}
 	}
 	return nil
 }
@@ -239,6 +247,9 @@ func copied(o model.Object) model.Object {
 		c := *o
 		return &c
 	case *model.Resource:
+		c := *o
+		return &c
+	case *model.Setting:
 		c := *o
 		return &c
 	}

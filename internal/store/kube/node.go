@@ -1,9 +1,12 @@
 package kube
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,6 +24,12 @@ const (
 	// WrittenAnnotation is when that was written, RFC 3339 with nanoseconds. It makes every write one: the API
 	// server leaves out those that change nothing, and the order of writes is what paths are changed by.
 	WrittenAnnotation = "heddle.net/written"
+)
+
+// Annotations by which people tell Calico of a node's place in BGP.
+const (
+	asnAnnotation     = "projectcalico.org/ASNumber"
+	clusterAnnotation = "projectcalico.org/RouteReflectorClusterID"
 )
 
 const (
@@ -76,6 +85,10 @@ type nodeFacts struct {
 	said    said
 	ranges  []netip.Prefix // spec.podCIDRs
 	addrs   []netip.Addr   // InternalIP
+	// labels, asn and cluster are what selectors and BGP see of the node: its labels, and Calico's annotations.
+	labels  map[string]string
+	asn     uint32
+	cluster netip.Addr
 	// unavailable is status and reason of the condition NetworkUnavailable, "False/HeddleIsUp"; empty for none.
 	unavailable string
 }
@@ -100,6 +113,13 @@ func reduceNode(o runtime.Object) *thin {
 		if ip, err := netip.ParseAddr(a.Address); a.Type == corev1.NodeInternalIP && err == nil {
 			f.addrs = append(f.addrs, ip)
 		}
+	}
+	f.labels = maps.Clone(n.Labels)
+	if v, err := strconv.ParseUint(n.Annotations[asnAnnotation], 10, 32); err == nil {
+		f.asn = uint32(v)
+	}
+	if a, err := netip.ParseAddr(n.Annotations[clusterAnnotation]); err == nil && a.Is4() {
+		f.cluster = a
 	}
 	for i := range n.Status.Conditions {
 		if c := &n.Status.Conditions[i]; c.Type == corev1.NodeNetworkUnavailable {
@@ -193,7 +213,7 @@ func (c *catalog) takeNode(name string, f *nodeFacts) {
 	if !slices.Equal(was.ranges, f.ranges) {
 		c.reholder(name, was.ranges, f.ranges)
 	}
-	if was.said != f.said {
+	if was.said != f.said || was.asn != f.asn || was.cluster != f.cluster || !maps.Equal(was.labels, f.labels) {
 		n, err := nodeOf(name, f.said)
 		switch {
 		case err != nil:
@@ -202,11 +222,23 @@ func (c *catalog) takeNode(name string, f *nodeFacts) {
 		case n == nil:
 			c.drop(model.KindNode, name)
 		default:
+			f.overlay(n)
 			c.set(name, n)
 		}
 	}
 	close(c.arrived)
 	c.arrived = make(chan struct{})
+}
+
+// overlay gives a node what the Node object says of it beside Heddle's own annotation.
+func (f *nodeFacts) overlay(n *model.Node) {
+	if len(f.labels) > 0 {
+		n.Labels = f.labels
+	}
+	n.ASN = cmp.Or(f.asn, n.ASN)
+	if f.cluster.IsValid() {
+		n.ClusterID = f.cluster
+	}
 }
 
 // dropNode learns that a Node object is gone. mu is held.

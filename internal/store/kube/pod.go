@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/heddle-net/heddle/internal/ipam"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
 )
@@ -47,6 +48,7 @@ func (t *texts) reducePod(o runtime.Object) *thin {
 	if uid := p.Annotations[mirrorAnnotation]; uid != "" {
 		e.UID = strings.Clone(uid)
 	}
+	e.Wishes = ipam.Annotated(p.Annotations)
 	ips := p.Status.PodIPs
 	if len(ips) == 0 && p.Status.PodIP != "" {
 		ips = []corev1.PodIP{{IP: p.Status.PodIP}}

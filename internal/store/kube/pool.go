@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
+	"github.com/heddle-net/heddle/internal/dialect/calico"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
 )
@@ -113,7 +115,49 @@ func (c *catalog) reblock(r netip.Prefix) {
 			return
 		}
 	}
+	for _, p := range c.settled {
+		if holds(p, r) {
+			b.Pool, b.Node = p.Name, names[0]
+			c.set(b.Key(), b)
+			return
+		}
+	}
 	c.drop(b.Kind(), b.Key())
+}
+
+// poolPrefix begins the keys of IPPools, of both groups.
+const poolPrefix = "IPPool."
+
+// resettle learns anew which pools IPPools make. What those are otherwise is for whoever reads the settings; here it
+// counts which one a block is of. mu is held.
+func (c *catalog) resettle() {
+	var settings []model.Setting
+	for key, v := range c.objects[model.KindSetting] {
+		if strings.HasPrefix(key, poolPrefix) {
+			settings = append(settings, *v.object.(*model.Setting))
+		}
+	}
+	net, _ := calico.Network(settings) // its problems are told by whoever reads all of them
+	if slices.EqualFunc(net.Pools, c.settled, func(a, b model.Pool) bool { return a.Equal(&b) }) {
+		return
+	}
+	c.settled = net.Pools
+	for r := range c.holders {
+		c.reblock(r)
+	}
+	c.wake()
+}
+
+// pool finds a pool by name: filed, or of an IPPool. mu is held.
+func (c *catalog) pool(name string) (model.Pool, bool) {
+	if p, ok := c.filed[name]; ok {
+		return p, true
+	}
+	i := slices.IndexFunc(c.settled, func(p model.Pool) bool { return p.Name == name })
+	if i < 0 {
+		return model.Pool{}, false
+	}
+	return c.settled[i], true
 }
 
 // putBlock looks whether a node has a block: only Kubernetes gives them. mu is held, and nodes are known.
@@ -139,10 +183,10 @@ func (c *catalog) putBlock(b *model.Block, at store.Revision) (store.Revision, e
 		if model.FamilyOf(r.Addr()) != b.Family() {
 			continue
 		}
-		if p, is := c.filed[b.Pool]; is && holds(p, r) {
+		if p, is := c.pool(b.Pool); is && holds(p, r) {
 			return 0, fmt.Errorf("%s: Kubernetes has given node %q %s: %w", noun, b.Node, r, store.ErrConflict)
 		}
-		return 0, fmt.Errorf("%s: %w: spec.podCIDRs of node %q has %s, which is not in pool %q: make Network in net-conf.json the cluster's range (kube-controller-manager --cluster-cidr)", noun, store.ErrUnsupported, b.Node, r, b.Pool)
+		return 0, fmt.Errorf("%s: %w: spec.podCIDRs of node %q has %s, which is not in pool %q: make Network in net-conf.json, or cidr of the IPPool, the cluster's range (kube-controller-manager --cluster-cidr)", noun, store.ErrUnsupported, b.Node, r, b.Pool)
 	}
 	return 0, fmt.Errorf("%s: %w: node %q has no %s range in spec.podCIDRs; Kubernetes gives them out: kube-controller-manager --allocate-node-cidrs --cluster-cidr, or kubeadm init --pod-network-cidr", noun, store.ErrUnsupported, b.Node, b.Family())
 }

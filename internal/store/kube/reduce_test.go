@@ -124,7 +124,7 @@ func TestResourcesKeepWhatPoliciesNeed(t *testing.T) {
 			ObjectMeta: slice, AddressType: "IPv4", Ports: []discoveryv1.EndpointPort{{Port: &port, Protocol: &tcp}},
 			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: &yes}}},
 		}),
-		`{"apiVersion":"crd.projectcalico.org/v1","kind":"GlobalNetworkSet","metadata":{"name":"a","labels":{"l":"v"}},"spec":{"nets":["10.0.0.0/8"]}}`: x.reduceCustom("crd.projectcalico.org/v1", "GlobalNetworkSet")(&unstructured.Unstructured{Object: map[string]any{
+		`{"apiVersion":"crd.projectcalico.org/v1","kind":"GlobalNetworkSet","metadata":{"name":"a","labels":{"l":"v"}},"spec":{"nets":["10.0.0.0/8"]}}`: x.reduceCustom("crd.projectcalico.org/v1", "GlobalNetworkSet", false)(&unstructured.Unstructured{Object: map[string]any{
 			"apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkSet", "status": map[string]any{"x": 1},
 			"metadata": map[string]any{"name": "a", "labels": map[string]any{"l": "v"}, "uid": "u", "managedFields": []any{}, "resourceVersion": "1"},
 			"spec":     map[string]any{"nets": []any{"10.0.0.0/8"}},
@@ -142,7 +142,7 @@ func TestResourcesKeepWhatPoliciesNeed(t *testing.T) {
 			t.Errorf("%s: %v", r, err)
 		}
 	}
-	if got := x.reduceCustom("crd.projectcalico.org/v1", "Tier")(&unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"name": "A_B"}}}); got.object != nil || got.wrong == nil {
+	if got := x.reduceCustom("crd.projectcalico.org/v1", "Tier", false)(&unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"name": "A_B"}}}); got.object != nil || got.wrong == nil {
 		t.Errorf("a name that is none was taken: %+v", got.object)
 	}
 }

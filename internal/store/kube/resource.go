@@ -3,6 +3,7 @@ package kube
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -30,6 +31,8 @@ type header struct {
 	Name      string            `json:"name"`
 	Namespace string            `json:"namespace,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
+	// Annotations are those for Heddle, of settings alone.
+	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
 // reduceBuiltIn makes a resource of a namespace, a policy of Kubernetes, a service account or an endpoint slice.
@@ -65,13 +68,16 @@ func (t *texts) reduceBuiltIn(o runtime.Object) *thin {
 	return t.resource(m, b.APIVersion, b.Kind, text, err)
 }
 
+// annotationPrefix begins the annotations that are for Heddle.
+const annotationPrefix = "heddle.net/"
+
 func kept(m metav1.Object) header {
 	return header{Name: m.GetName(), Namespace: m.GetNamespace(), Labels: m.GetLabels()}
 }
 
-// reduceCustom makes a resource of an object of any other kind: of its metadata name, namespace and labels
-// stay, and of the rest all but the status.
-func (t *texts) reduceCustom(apiVersion, kind string) func(runtime.Object) *thin {
+// reduceCustom makes a resource of an object of any other kind, or a setting: of its metadata name, namespace and
+// labels stay, and of the rest all but the status.
+func (t *texts) reduceCustom(apiVersion, kind string, setting bool) func(runtime.Object) *thin {
 	return func(o runtime.Object) *thin {
 		u, ok := o.(*unstructured.Unstructured)
 		if !ok {
@@ -83,9 +89,22 @@ func (t *texts) reduceCustom(apiVersion, kind string) func(runtime.Object) *thin
 				b[key] = v
 			}
 		}
-		b["apiVersion"], b["kind"], b["metadata"] = apiVersion, kind, kept(u)
+		m := kept(u)
+		for key, v := range u.GetAnnotations() {
+			if setting && strings.HasPrefix(key, annotationPrefix) {
+				if m.Annotations == nil {
+					m.Annotations = map[string]string{}
+				}
+				m.Annotations[key] = v
+			}
+		}
+		b["apiVersion"], b["kind"], b["metadata"] = apiVersion, kind, m
 		text, err := json.Marshal(b)
-		return t.resource(u, apiVersion, kind, text, err)
+		out := t.resource(u, apiVersion, kind, text, err)
+		if r, ok := out.object.(*model.Resource); ok && setting {
+			out.object = &model.Setting{Resource: *r}
+		}
+		return out
 	}
 }
 

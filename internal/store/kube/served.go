@@ -118,13 +118,17 @@ func (s *Store) definitions() *source {
 // custom is a source of a kind that may or may not be served.
 func (s *Store) custom(k dialect.Kind) *source {
 	gv, _ := schema.ParseGroupVersion(k.APIVersion) // of our own table
+	kind := model.KindResource
+	if k.Setting {
+		kind = model.KindSetting
+	}
 	c := s.clients.dynamic.Resource(gv.WithResource(k.Plural))
 	return &source{
-		resource: gv.WithResource(k.Plural), kind: model.KindResource, optional: true, prefix: prefixOf(k.APIVersion, k.Kind),
+		resource: gv.WithResource(k.Plural), kind: kind, optional: true, prefix: prefixOf(k.APIVersion, k.Kind),
 		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return c.List(ctx, o) },
 		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return c.Watch(ctx, o)
 		},
-		reduce: s.texts.reduceCustom(k.APIVersion, k.Kind),
+		reduce: s.texts.reduceCustom(k.APIVersion, k.Kind, k.Setting),
 	}
 }

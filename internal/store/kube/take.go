@@ -28,6 +28,9 @@ func (s *Store) take(src *source, t *thin, gone bool) {
 		}
 		s.set(t.key, t.object)
 	}
+	if src.kind == model.KindSetting && strings.HasPrefix(t.key, poolPrefix) {
+		s.resettle()
+	}
 }
 
 // replace learns that these are all objects of a source: what differs from what is known are changes as others
@@ -62,6 +65,9 @@ func (s *Store) replace(src *source, all []*thin) {
 		} else {
 			s.drop(src.kind, key)
 		}
+	}
+	if src.kind == model.KindSetting && len(gone) > 0 {
+		s.resettle()
 	}
 	for _, t := range all {
 		s.take(src, t, false)
