@@ -57,7 +57,7 @@ func rootCmd() *cobra.Command {
 	}
 	agent := agentCmd()
 	agent.PreRunE = func(*cobra.Command, []string) error { return openNetSysctls() }
-	root.AddCommand(agent, storeCmd(), certCmd(), statusCmd(), planCmd(), routesCmd(), networkCmd(), nodeCmd(), whyCmd(), flowsCmd(), policyCmd(), labCmd(), versionCmd())
+	root.AddCommand(agent, storeCmd(), certCmd(), statusCmd(), planCmd(), routesCmd(), networkCmd(), nodeCmd(), ipamCmd(), whyCmd(), flowsCmd(), policyCmd(), labCmd(), versionCmd())
 	root.AddCommand(applyCmd(), getCmd(), deleteCmd(), labelCmd())
 	root.AddCommand(healthCmd(), installCNICmd(), uninstallCmd())
 	return root

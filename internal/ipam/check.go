@@ -149,7 +149,7 @@ func (k *check) endpoints() {
 	owner := map[netip.Addr]*model.Endpoint{}
 	for i := range k.Endpoints {
 		e := &k.Endpoints[i]
-		if !k.nodes[e.Node] {
+		if !k.nodes[e.Node] && e.Link != "" { // of those by name somebody else keeps the books
 			k.find(FindOrphan, "endpoint "+nameOf(e), fmt.Sprintf("its node %q is not in the network; it has %v", e.Node, e.Addresses), Release{Kind: model.KindEndpoint, Key: e.Key()})
 		}
 		for _, a := range e.Addresses {
@@ -193,9 +193,10 @@ func (k *check) local() {
 			k.find(FindStray, "block "+b.CIDR.String(), fmt.Sprintf("the store has it as node %q's, which does not use it", l.Node), Release{})
 		}
 	}
-	published := map[netip.Addr]bool{}
+	published, named := map[netip.Addr]bool{}, false
 	for i := range k.Endpoints {
 		if k.Endpoints[i].Node == l.Node {
+			named = named || k.Endpoints[i].Link == ""
 			for _, a := range k.Endpoints[i].Addresses {
 				published[a] = true
 			}
@@ -209,7 +210,7 @@ func (k *check) local() {
 			continue
 		}
 		for _, a := range w.Addresses {
-			if !published[a] {
+			if !published[a] && !named { // else the store has it from elsewhere, and later
 				k.find(FindUnpublished, subject, fmt.Sprintf("the store does not know that it has %s", a), Release{})
 			}
 		}
@@ -221,9 +222,14 @@ func (k *check) local() {
 func Again(first, second []Finding) []Finding {
 	var both []Finding
 	for _, f := range second {
-		if f.Release.Key != "" && slices.Contains(first, f) {
+		if f.Release.Key != "" && slices.ContainsFunc(first, f.same) {
 			both = append(both, f)
 		}
 	}
 	return both
+}
+
+// same reports whether a finding is about the same thing: a workload that was added again is another.
+func (f *Finding) same(o Finding) bool {
+	return f.What == o.What && f.Release.Kind == o.Release.Kind && f.Release.Key == o.Release.Key && f.Release.Attached.Equal(o.Release.Attached)
 }
