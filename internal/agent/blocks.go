@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/heddle-net/heddle/internal/config"
 	"github.com/heddle-net/heddle/internal/ipam"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
@@ -56,7 +57,7 @@ func (a *Agent) reconcileBlocks(ctx context.Context, own []model.Block) (changed
 		a.keeper.asks.refuse(errors.New("the store has not been reached yet"))
 		return false, nil
 	}
-	c.Pools = a.clusterPools() // also those in a dialect's words
+	c.Pools = a.claimable(a.clusterPools()) // also those in a dialect's words
 	k := &keeping{Agent: a, c: c, state: a.snapshot(), set: a.ipamSettings(), own: own, now: time.Now()}
 	k.labels = k.nodeLabels()
 	k.finishReleases(ctx)
@@ -189,6 +190,19 @@ func (k *keeping) takeBack(ctx context.Context) {
 
 func (*keeping) holds(list []model.Block, b model.Block) bool {
 	return slices.ContainsFunc(list, func(o model.Block) bool { return o.CIDR == b.CIDR })
+}
+
+// claimable are the pools as nodes claim blocks of them: where somebody else says which block a node has, as Kubernetes
+// does, and flanneld where it shares the store, a node has one.
+func (a *Agent) claimable(pools []model.Pool) []model.Pool {
+	if a.Config.Store.Type != config.StoreKubernetes && a.Config.Store.Type != config.StoreFlannel {
+		return pools
+	}
+	pools = slices.Clone(pools)
+	for i := range pools {
+		pools[i].MaxBlocks = 1
+	}
+	return pools
 }
 
 // ofNode are the pools that this node claims blocks of.
