@@ -70,7 +70,8 @@ type Agent struct {
 	attaching sync.RWMutex
 	keys      keyLocks
 	// keeper is the register loop's, but for those who ask it.
-	keeper blockKeeper
+	keeper  blockKeeper
+	written written
 	// publishing is held while this node's entry in the store is read and written.
 	publishing sync.Mutex
 	// remembering is held while the cluster is written to the ledger: the newest is written last.
@@ -106,6 +107,7 @@ type state struct {
 	unpublished          []model.Problem
 	netConf              []model.Problem
 	certificate          []model.Problem
+	writtenIssues        []model.Problem // of settings
 	bgpIssues            []model.Problem
 	spoke                bool // the speaker was given a plan
 	// certificateEnd is when the certificate that the store is shown ends.

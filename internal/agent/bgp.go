@@ -42,6 +42,12 @@ func (a *Agent) learned() (routes []peering.Route, relearning bool) {
 	return a.Speaker.Routes(), !a.snapshot().spoke || !a.Speaker.Settled()
 }
 
+// elected is that of the last plan.
+func (a *Agent) elected() bool {
+	p := a.snapshot().plan
+	return p != nil && p.BGP != nil && p.BGP.Elected
+}
+
 // BGPStatus is the speaker as it is now.
 type BGPStatus struct {
 	ASN       uint32           `json:"asn"`

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/ipam"
@@ -14,11 +13,6 @@ import (
 	"github.com/heddle-net/heddle/internal/selector"
 	"github.com/heddle-net/heddle/internal/store/ledger"
 )
-
-// ipamSettings are what counts for all pools.
-func (a *Agent) ipamSettings() ipam.Settings {
-	return ipam.Settings{IPAM: model.DefaultIPAM(), CoolDown: time.Duration(a.Config.Cooldown)}
-}
 
 // matches is ipam.Match in Calico's language.
 func matches(text string, labels map[string]string) (bool, error) {
@@ -165,7 +159,7 @@ func (a *Agent) choose(ctx context.Context, s *state, w *model.Workload) (pools 
 	if n := s.input.Cluster.Node(a.Config.Node); n != nil {
 		labels = n.Labels
 	}
-	pools, err = ipam.OfWorkload(s.input.Cluster.Pools, labels, a.policy.NamespaceLabels(w.Namespace), w.Wishes, matches)
+	pools, err = ipam.OfWorkload(a.claimable(s.input.Cluster.Pools), labels, a.policy.NamespaceLabels(w.Namespace), w.Wishes, matches)
 	if err != nil {
 		return nil, ask, cni.Errorf(cni.CodeInvalidConfig, "workload %s: %v", w, err)
 	}

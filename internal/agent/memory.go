@@ -113,6 +113,13 @@ func (a *Agent) remember(ctx context.Context) {
 	a.update(func(st *state) { st.remembered, st.rememberedPlan = c, s.plan })
 }
 
+// rememberedCluster is the cluster as an earlier life knew it.
+func (a *Agent) rememberedCluster() (c model.Cluster, known bool) {
+	b := a.ledger.Meta(metaCluster)
+	known = len(b) > 0 && json.Unmarshal(b, &c) == nil
+	return c, known
+}
+
 func sameLists(a, b model.Cluster) bool {
 	return sameList(a.Pools, b.Pools) && sameList(a.Nodes, b.Nodes) && sameList(a.Blocks, b.Blocks) && sameList(a.Settings, b.Settings)
 }

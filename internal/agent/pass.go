@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -134,14 +133,12 @@ func (a *Agent) pass(ctx context.Context) {
 // cluster is what is known: from the store, or recalled from the last life while the store is away.
 // Withdrawn nodes are left out. Own blocks are those the node holds, whatever the store says at the moment.
 func (a *Agent) cluster() (c model.Cluster, known, recalled bool) {
-	c, synced := a.view.Snapshot()
+	c, known, recalled = a.seen()
+	if !known {
+		return c, false, true
+	}
 	s := a.snapshot()
-	if !synced {
-		b := a.ledger.Meta(metaCluster)
-		if len(b) == 0 || json.Unmarshal(b, &c) != nil {
-			return c, false, true
-		}
-	} else if !s.synced {
+	if !recalled && !s.synced {
 		a.update(func(s *state) { s.synced = true })
 	}
 	a.ownMasquerade(&c)
@@ -157,7 +154,7 @@ func (a *Agent) cluster() (c model.Cluster, known, recalled bool) {
 	})
 	c.Blocks = append(c.Blocks, s.blocks...)
 	c.Sort()
-	return c, true, !synced
+	return c, true, recalled
 }
 
 func (a *Agent) input(self model.Node, c model.Cluster, recalled bool, host model.Host) plan.Input {
@@ -178,8 +175,10 @@ func (a *Agent) input(self model.Node, c model.Cluster, recalled bool, host mode
 		Keep:       a.keep(),
 		Policed:    a.policy.Policed(),
 		Recalled:   recalled,
+		BGP:        a.peeringConfig(c.Settings),
 		Learned:    learned,
 		Relearning: relearning,
+		Elected:    a.elected(),
 	}
 }
 

@@ -170,6 +170,7 @@ func (a *Agent) problems(s *state, st StoreStatus) []model.Problem {
 	}
 	all = append(all, s.netConf...)
 	all = append(all, s.certificate...)
+	all = append(all, s.writtenIssues...)
 	all = append(all, s.bgpIssues...)
 	all = append(all, unsaid(s.storeIssues, s.passIssues)...)
 	all = append(all, s.unpublished...)

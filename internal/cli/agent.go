@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-net/heddle/internal/agent"
+	"github.com/heddle-net/heddle/internal/bfd"
+	"github.com/heddle-net/heddle/internal/bgp"
 	"github.com/heddle-net/heddle/internal/cert"
 	"github.com/heddle-net/heddle/internal/config"
 	"github.com/heddle-net/heddle/internal/dialect/flannel"
@@ -211,6 +213,7 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 		Config: c, Version: Version, Log: log, Store: s,
 		Drivers: []kernel.Driver{links, rules}, Pods: pods, Facts: facts,
 		Filter: policies, Flows: flows, Packets: flows,
+		Speaker: bgp.New(bgp.Options{Log: log, BFD: bfd.New(log)}),
 	})
 	if err != nil {
 		return err
