@@ -59,9 +59,12 @@ type Enforcer struct {
 	// the table stays. It is taken before mu, which nobody holds while the kernel is at work: what others tell
 	// meanwhile goes into the kernel together, next.
 	applying sync.Mutex
+	// asking is held while what is known is copied for a question. It is taken before mu.
+	asking sync.Mutex
 
 	mu       sync.Mutex
 	compiler *policy.Compiler
+	touched  map[string]bool // keys of objects that changed while what is known is being copied
 	// known: policies have been read, from the store or from memory. Until then the kernel is left as it is.
 	known bool
 	// placed: the node knows its own addresses. Until then, too, the kernel is left as it is.

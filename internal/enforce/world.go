@@ -148,6 +148,7 @@ func (e *Enforcer) put(key string, o policy.Object) {
 		return
 	}
 	e.unname(key)
+	e.touch(key)
 	e.compiler.Put(key, o)
 	if ok {
 		e.workloads++
@@ -159,7 +160,15 @@ func (e *Enforcer) put(key string, o policy.Object) {
 
 func (e *Enforcer) drop(key string) {
 	e.unname(key)
+	e.touch(key)
 	e.compiler.Delete(key)
+}
+
+// touch notes for world that an object changes.
+func (e *Enforcer) touch(key string) {
+	if e.touched != nil {
+		e.touched[key] = true
+	}
 }
 
 // named says whose an address is.
