@@ -11,11 +11,15 @@ import (
 func TestPolicyDocumentNamesEveryKindAndFlag(t *testing.T) {
 	text := documents(t)["policy.md"]
 	for _, k := range dialect.Kinds() {
+		name, text := "policy.md", text
+		if k.Setting {
+			name, text = "calico.md", documents(t)["calico.md"]
+		}
 		if !strings.Contains(text, "| `"+k.Kind+"` |") || !strings.Contains(text, "`"+k.APIVersion+"`") {
-			t.Errorf("policy.md lacks %s %s", k.APIVersion, k.Kind)
+			t.Errorf("%s lacks %s %s", name, k.APIVersion, k.Kind)
 		}
 		if len(k.Short) > 0 && !strings.Contains(text, "`"+k.Short[0]+"`") {
-			t.Errorf("policy.md lacks %s, which is short for %s", k.Short[0], k.Kind)
+			t.Errorf("%s lacks %s, which is short for %s", name, k.Short[0], k.Kind)
 		}
 	}
 	for _, command := range []string{"apply", "get", "delete", "label"} {
