@@ -175,7 +175,8 @@ func (b *builder) workloads() {
 func (b *builder) homeless() {
 	var last netip.Addr
 	names := users(b.in.Workloads, func(a netip.Addr) bool {
-		if !b.blocks.around(a).IsSingleIP() || slices.ContainsFunc(b.blocks.stray, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		holds := func(p netip.Prefix) bool { return p.Contains(a) }
+		if !b.blocks.around(a).IsSingleIP() || slices.ContainsFunc(b.blocks.own, holds) || slices.ContainsFunc(b.blocks.stray, holds) {
 			return false
 		}
 		last = a
