@@ -62,7 +62,7 @@ func (r *round) differs(l *link, w *plan.Link) string {
 		return fmt.Sprintf("it is of kind %s, not %s", kind, want)
 	}
 	if w.Kind == plan.LinkIPIP {
-		return inIPDiffers(l, w)
+		return inIPDiffers(l)
 	}
 	if w.Kind != plan.LinkVXLAN {
 		return ""

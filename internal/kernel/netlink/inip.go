@@ -16,8 +16,8 @@ import (
 // net.core.fb_tunnels_only_for_init_net, takes one of that name that is just like it.) IPv6's is one that asks
 // each route for the other end; a namespace has one such device at most.
 
-// inIPDiffers says in what a device is another one than the plan's; "" when it is not.
-func inIPDiffers(l *link, w *plan.Link) string {
+// inIPDiffers says in what a device is another one than a plan's of its kind; "" when it is not.
+func inIPDiffers(l *link) string {
 	external := l.kind == string(kindIP6TNL)
 	switch {
 	case l.inIP.external && !external:

@@ -15,11 +15,9 @@ func bgpPlan() *plan.Plan {
 	return &plan.Plan{Routes: []plan.Route{
 		{Dst: netip.MustParsePrefix("10.1.0.0/24"), Via: four, Link: "eth0"},
 		{Dst: netip.MustParsePrefix("10.2.0.0/24"), Via: four, Link: "eth0", Learned: true},
-		{Dst: netip.MustParsePrefix("10.3.0.0/24"), Learned: true, NextHops: []plan.NextHop{
-			{Via: four, Link: "eth0"}, {Via: netip.MustParseAddr("192.168.0.17"), Link: "eth0"}}},
+		{Dst: netip.MustParsePrefix("10.3.0.0/24"), Learned: true, NextHops: []plan.NextHop{{Via: four, Link: "eth0"}, {Via: netip.MustParseAddr("192.168.0.17"), Link: "eth0"}}},
 		{Dst: netip.MustParsePrefix("fd00:2::/64"), Via: six, Link: "eth0", Learned: true},
-		{Dst: netip.MustParsePrefix("fd00:3::/64"), Learned: true, NextHops: []plan.NextHop{
-			{Via: six, Link: "eth0"}, {Via: netip.MustParseAddr("fd00:192::17"), Link: "eth0"}}},
+		{Dst: netip.MustParsePrefix("fd00:3::/64"), Learned: true, NextHops: []plan.NextHop{{Via: six, Link: "eth0"}, {Via: netip.MustParseAddr("fd00:192::17"), Link: "eth0"}}},
 	}}
 }
 
