@@ -1,0 +1,186 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/heddle-net/heddle/internal/lab"
+	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/peering"
+)
+
+// ipPools are two pools in Calico's words, of blocks as Calico's, carried as told.
+func ipPools(how string) string {
+	pool := func(name, cidr string, size int) string {
+		return fmt.Sprintf(`
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: %s}
+spec: {cidr: %q, blockSize: %d, natOutgoing: true, %s}
+---`, name, cidr, size, how)
+	}
+	return pool("default-ipv4", "10.244.0.0/16", 26) + pool("default-ipv6", "fd00:244::/48", 122)
+}
+
+const (
+	unencapsulated = "ipipMode: Never, vxlanMode: Never"
+	// meshOff and toReflectors make n1 and n2 the route reflectors of everybody, which the topology of reflecting
+	// gives the cluster id and the label for.
+	toReflectors = `
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: to-reflectors}
+spec: {nodeSelector: all(), peerSelector: has(reflector)}
+`
+	meshOff = `
+apiVersion: projectcalico.org/v3
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {nodeToNodeMeshEnabled: false}
+`
+)
+
+// upCalico brings up a lab whose network is said in Calico's words.
+func upCalico(t *testing.T, topology, objects string, change ...func(*lab.Spec)) (context.Context, *lab.Lab) {
+	t.Helper()
+	return up(t, topology, "", append([]func(*lab.Spec){func(s *lab.Spec) {
+		s.Objects, s.Attachment = objects, string(model.AttachRouted)
+		for i := range s.Topology.Nodes[:2] {
+			n := &s.Topology.Nodes[i]
+			n.Labels, n.ClusterID = map[string]string{"reflector": "yes"}, netip.AddrFrom4([4]byte{244, 0, 0, 1})
+		}
+	}}, change...)...)
+}
+
+// apply has a node write objects into the store.
+func apply(ctx context.Context, t *testing.T, l *lab.Lab, objects string) {
+	t.Helper()
+	cmd, err := l.Command(ctx, l.Nodes()[0], "heddle", "apply", "-f", "-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdin = strings.NewReader(objects)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("heddle apply: %v\n%s", err, out)
+	}
+}
+
+// allPathsAre wants every node to reach every other by one path.
+func allPathsAre(ctx context.Context, l *lab.Lab, want model.Path) error {
+	for _, node := range l.Nodes() {
+		paths := map[string]model.Path{}
+		for _, other := range l.Nodes() {
+			if other != node {
+				paths[other] = want
+			}
+		}
+		if err := pathsAre(ctx, l, node, paths); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// speaks wants a node to have so many sessions, all of them established and nothing to be waited for.
+func speaks(ctx context.Context, l *lab.Lab, node string, sessions int) error {
+	s, err := l.Status(ctx, node)
+	if err != nil {
+		return err
+	}
+	if s.BGP == nil || len(s.BGP.Neighbors) != sessions || s.BGP.Relearning {
+		return fmt.Errorf("%s speaks: %+v, want %d sessions and all told", node, s.BGP, sessions)
+	}
+	for _, n := range s.BGP.Neighbors {
+		if n.State != peering.Established {
+			return fmt.Errorf("%s: session with %s is %s: %s", node, n.Address, n.State, n.Failure)
+		}
+	}
+	return nil
+}
+
+// TestBGPCarriesRoutedPods, in both families (walkthrough F): every node has learned the others' blocks, the kernel has
+// them as routes with a mark of their own, and heddle routes says of each where it came from.
+func TestBGPCarriesRoutedPods(t *testing.T) {
+	ctx, l := upCalico(t, "flat", ipPools(unencapsulated))
+	eventually(t, 60*time.Second, "everybody has heard of everybody by BGP", func() error { return allPathsAre(ctx, l, model.PathBGP) })
+	reach(ctx, t, l)
+	for _, peer := range status(ctx, t, l, "n1").Peers {
+		family := "-" + string(model.FamilyOf(peer.Block.Addr()).String()[3])
+		route := run(ctx, t, l, "n1", "ip", family, "route", "show", peer.Block.String())
+		if want := fmt.Sprintf("%s via %s dev eth0 proto 105", peer.Block, peer.Via); !strings.Contains(route, want) {
+			t.Errorf("the kernel of n1 has %q, want %q", route, want)
+		}
+		said := run(ctx, t, l, "n1", "heddle", "routes", peer.Block.String())
+		for _, want := range []string{
+			fmt.Sprintf(`(?m)^\* %s +%s +bgp: \S+ \(node %s\)`, regexp.QuoteMeta(peer.Block.String()), regexp.QuoteMeta(peer.Via.String()), peer.Node),
+			fmt.Sprintf(`(?m)^  %s .* store: node %s `, regexp.QuoteMeta(peer.Block.String()), peer.Node),
+		} {
+			if !regexp.MustCompile(want).MatchString(said) {
+				t.Errorf("heddle routes %s:\n%swant %s", peer.Block, said, want)
+			}
+		}
+	}
+	for _, p := range pods(t, l) {
+		gateway := run(ctx, t, l, p.Name, "ip", "-4", "route", "show", "default")
+		if !strings.HasPrefix(gateway, "default via 169.254.1.1 dev eth0") {
+			t.Errorf("%s: %s, want Calico's gateway (walkthrough E)", p.Name, gateway)
+		}
+	}
+	metrics := run(ctx, t, l, "n1", "curl", "-s", "--unix-socket", "/run/heddle/agent.sock", "http://agent/metrics")
+	if n := strings.Count(metrics, "\nheddle_bgp_session_up{"); n != 2 || !strings.Contains(metrics, "\nheddle_bgp_routes 4\n") {
+		t.Errorf("metrics tell of %d sessions, want 2, and heddle_bgp_routes 4", n)
+	}
+}
+
+// TestNetworkInCalicosWordsChangesUnderLoad: VXLAN, its direct half, BGP; a mesh, then route reflectors; agents that are
+// killed. No connection breaks, and no ping is lost.
+func TestNetworkInCalicosWordsChangesUnderLoad(t *testing.T) {
+	ctx, l := upCalico(t, "flat", ipPools("vxlanMode: Always"))
+	eventually(t, 60*time.Second, "vxlan", func() error { return allPathsAre(ctx, l, model.PathVXLAN) })
+	all := pods(t, l)
+	ld := startLoad(ctx, t, l, all[0], all[2], 60)
+
+	apply(ctx, t, l, ipPools("vxlanMode: CrossSubnet"))
+	eventually(t, 60*time.Second, "direct", func() error { return allPathsAre(ctx, l, model.PathDirect) })
+	apply(ctx, t, l, ipPools(unencapsulated))
+	eventually(t, 60*time.Second, "bgp", func() error { return allPathsAre(ctx, l, model.PathBGP) })
+	apply(ctx, t, l, toReflectors)
+	apply(ctx, t, l, meshOff)
+	eventually(t, 60*time.Second, "n3 speaks to the reflectors alone", func() error {
+		s := status(ctx, t, l, "n3")
+		if s.BGP == nil || !strings.HasPrefix(s.BGP.Mode, "no mesh") {
+			return fmt.Errorf("%+v", s.BGP)
+		}
+		return speaks(ctx, l, "n3", 2)
+	})
+	eventually(t, 60*time.Second, "bgp by reflectors", func() error { return allPathsAre(ctx, l, model.PathBGP) })
+	for _, node := range []string{"n3", "n1"} {
+		restart(ctx, t, l, node, syscall.SIGKILL)
+		eventually(t, 60*time.Second, node+" has learned everything again", func() error { return speaks(ctx, l, node, 2) })
+	}
+	apply(ctx, t, l, ipPools("vxlanMode: Always"))
+	eventually(t, 60*time.Second, "vxlan again", func() error { return allPathsAre(ctx, l, model.PathVXLAN) })
+	ld.done(t)
+}
+
+// TestPoolWithoutEncapsulationNamesWhatIsOutOfReach: in another segment, with a router between that has not learned the
+// routes, packets would be lost; the node says so, and what to do, and CrossSubnet is the way out.
+func TestPoolWithoutEncapsulationNamesWhatIsOutOfReach(t *testing.T) {
+	ctx, l := upCalico(t, "two-segments", ipPools(unencapsulated), func(s *lab.Spec) { s.Pods = 0 })
+	eventually(t, 60*time.Second, "n1 says that n3 is out of reach", func() error {
+		return problem(ctx, l, "n1", "bgp-nexthop-unreachable", "it is in no segment of this node")
+	})
+	if err := pathsAre(ctx, l, "n1", map[string]model.Path{"n2": model.PathBGP}); err != nil {
+		t.Error(err)
+	}
+	apply(ctx, t, l, ipPools("vxlanMode: CrossSubnet"))
+	eventually(t, 60*time.Second, "tunnelled between segments only", func() error {
+		return pathsAre(ctx, l, "n1", map[string]model.Path{"n2": model.PathDirect, "n3": model.PathVXLAN})
+	})
+}
