@@ -35,10 +35,14 @@ func (p place) bgpConfiguration(o *BGPConfiguration, part func(error)) (func(*re
 			name  string
 			given bool
 		}{
-			{"nodeToNodeMeshEnabled", spec.NodeToNodeMeshEnabled != nil}, {"asNumber", spec.ASNumber != nil},
-			{"serviceClusterIPs", len(spec.ServiceClusterIPs) > 0}, {"serviceExternalIPs", len(spec.ServiceExternalIPs) > 0},
-			{"serviceLoadBalancerIPs", len(spec.ServiceLoadBalancerIPs) > 0}, {"communities", len(spec.Communities) > 0},
-			{"prefixAdvertisements", len(spec.PrefixAdvertisements) > 0}, {"nodeMeshPassword", spec.NodeMeshPassword != nil},
+			{"nodeToNodeMeshEnabled", spec.NodeToNodeMeshEnabled != nil},
+			{"asNumber", spec.ASNumber != nil},
+			{"serviceClusterIPs", len(spec.ServiceClusterIPs) > 0},
+			{"serviceExternalIPs", len(spec.ServiceExternalIPs) > 0},
+			{"serviceLoadBalancerIPs", len(spec.ServiceLoadBalancerIPs) > 0},
+			{"communities", len(spec.Communities) > 0},
+			{"prefixAdvertisements", len(spec.PrefixAdvertisements) > 0},
+			{"nodeMeshPassword", spec.NodeMeshPassword != nil},
 			{"nodeMeshMaxRestartTime", spec.NodeMeshMaxRestartTime != ""},
 		} {
 			if f.given {
@@ -65,7 +69,8 @@ func (p place) bgpConfiguration(o *BGPConfiguration, part func(error)) (func(*re
 		from  []CIDRBlock
 		to    *[]netip.Prefix
 	}{
-		{"serviceClusterIPs", spec.ServiceClusterIPs, &s.ClusterIPs}, {"serviceExternalIPs", spec.ServiceExternalIPs, &s.ExternalIPs},
+		{"serviceClusterIPs", spec.ServiceClusterIPs, &s.ClusterIPs},
+		{"serviceExternalIPs", spec.ServiceExternalIPs, &s.ExternalIPs},
 		{"serviceLoadBalancerIPs", spec.ServiceLoadBalancerIPs, &s.LoadBalancerIPs},
 	} {
 		for i, b := range of.from {

@@ -13,8 +13,10 @@ func (p place) bgpFilter(o *BGPFilter) (func(*reading), error) {
 		family    model.Family
 		rules     []BGPFilterRule
 	}{
-		{"exportV4", peering.Export, model.IPv4, o.Spec.ExportV4}, {"exportV6", peering.Export, model.IPv6, o.Spec.ExportV6},
-		{"importV4", peering.Import, model.IPv4, o.Spec.ImportV4}, {"importV6", peering.Import, model.IPv6, o.Spec.ImportV6},
+		{"exportV4", peering.Export, model.IPv4, o.Spec.ExportV4},
+		{"exportV6", peering.Export, model.IPv6, o.Spec.ExportV6},
+		{"importV4", peering.Import, model.IPv4, o.Spec.ImportV4},
+		{"importV6", peering.Import, model.IPv6, o.Spec.ImportV6},
 	} {
 		for i := range of.rules {
 			rule, err := p.field("spec."+of.field).item(i).filterRule(&of.rules[i], of.direction, of.family)

@@ -90,9 +90,11 @@ func TestPoolsOfCalicoArePools(t *testing.T) {
 		{"{cidr: 10.1.0.0/16, ipipMode: Always, disabled: true}", model.Pool{CIDR: prefixes("10.1.0.0/16")[0], BlockSize: 26, Path: model.PathIPIP, Encap: model.EncapAlways, Disabled: true}},
 		{"{cidr: 10.1.0.0/16, vxlanMode: Always, nodeSelector: rack == 'a', namespaceSelector: all(), disableBGPExport: true}", model.Pool{
 			CIDR: prefixes("10.1.0.0/16")[0], BlockSize: 26, Path: model.PathVXLAN, Encap: model.EncapAlways, VXLAN: model.VXLAN{VNI: 4096, Port: 4789},
-			NodeSelector: "rack == 'a'", NamespaceSelector: "all()", NoBGPExport: true}},
+			NodeSelector: "rack == 'a'", NamespaceSelector: "all()", NoBGPExport: true,
+		}},
 		{"{cidr: 10.1.0.0/24, allowedUses: [Workload, LoadBalancer], assignmentMode: Manual}", model.Pool{
-			CIDR: prefixes("10.1.0.0/24")[0], BlockSize: 26, Path: model.PathBGP, Encap: model.EncapNever, Uses: []model.PoolUse{"Workload", "LoadBalancer"}, Manual: true}},
+			CIDR: prefixes("10.1.0.0/24")[0], BlockSize: 26, Path: model.PathBGP, Encap: model.EncapNever, Uses: []model.PoolUse{"Workload", "LoadBalancer"}, Manual: true,
+		}},
 	} {
 		n := network(t, "kind: IPPool\nmetadata: {name: p}\nspec: "+strings.ReplaceAll("\n"+c.spec, "\n", "\n  "))
 		c.want.Name, c.want.MaxBlocks = "p", model.DefaultMaxBlocks

@@ -323,3 +323,44 @@ func TestListWaitsForAllThatItNeeds(t *testing.T) {
 		cat.close()
 	}
 }
+
+// Kubernetes' blocks are in the pools that IPPools make, as in those that were filed.
+func TestBlocksAreInIPPools(t *testing.T) {
+	c := newTestCatalog(t)
+	src := &source{kind: model.KindSetting, prefix: prefixOf("crd.projectcalico.org/v1", "IPPool")}
+	s := &Store{catalog: c}
+	setting := func(name, spec string) *thin {
+		r := model.Resource{APIVersion: "crd.projectcalico.org/v1", Type: "IPPool", Name: name, Body: []byte(`{"apiVersion":"crd.projectcalico.org/v1","kind":"IPPool","metadata":{"name":"` + name + `"},"spec":` + spec + `}`)}
+		return &thin{name: name, key: r.Key(), object: &model.Setting{Resource: r}}
+	}
+	locked(c, func() { c.takeNode("n1", &nodeFacts{ranges: ranges("10.9.1.0/24")}) })
+	blocks := func(want string) {
+		t.Helper()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		got := ""
+		for _, v := range c.objects[model.KindBlock] {
+			b := v.object.(*model.Block)
+			got += b.Pool + " " + b.CIDR.String() + " " + b.Node
+		}
+		if got != want {
+			t.Errorf("blocks %q, want %q", got, want)
+		}
+	}
+	blocks("")
+	locked(c, func() {
+		s.replace(src, []*thin{setting("a", `{"cidr":"10.8.0.0/16"}`), setting("b", `{"cidr":"10.9.0.0/16"}`)})
+	})
+	blocks("b 10.9.1.0/24 n1")
+	locked(c, func() { s.take(src, setting("a", `{"cidr":"nonsense"}`), false) })
+	blocks("b 10.9.1.0/24 n1")
+	if m := c.missing([]model.Kind{model.KindPool, model.KindBlock}); m != nil {
+		t.Errorf("with an IPPool: %v", m)
+	}
+	locked(c, func() { s.replace(src, []*thin{setting("a", `{"cidr":"10.8.0.0/16"}`)}) })
+	blocks("")
+	locked(c, func() { s.take(src, setting("a", `{"cidr":"10.8.0.0/16"}`), true) })
+	if m := c.missing([]model.Kind{model.KindPool, model.KindBlock}); m == nil {
+		t.Error("without any pool: nothing is missing")
+	}
+}

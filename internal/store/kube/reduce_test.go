@@ -166,6 +166,51 @@ func aNode() *corev1.Node {
 	}
 }
 
+func TestSettingsKeepWhatIsSaidToHeddle(t *testing.T) {
+	got := newTexts().reduceCustom("crd.projectcalico.org/v1", "BGPPeer", true)(&unstructured.Unstructured{Object: map[string]any{
+		"metadata": map[string]any{"name": "a", "uid": "u", "annotations": map[string]any{"heddle.net/bfd": "true", "projectcalico.org/metadata": "{}"}},
+		"spec":     map[string]any{"peerIP": "192.0.2.1"}, "status": map[string]any{"x": 1},
+	}})
+	s, ok := got.object.(*model.Setting)
+	const want = `{"apiVersion":"crd.projectcalico.org/v1","kind":"BGPPeer","metadata":{"name":"a","annotations":{"heddle.net/bfd":"true"}},"spec":{"peerIP":"192.0.2.1"}}`
+	if !ok || !sameJSON(t, want, string(s.Body)) || got.key != s.Key() {
+		t.Fatalf("got %v %s", got, s.Body)
+	}
+	if err := dialect.Check(&s.Resource); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNodesHaveLabelsAndTheirPlaceInBGP(t *testing.T) {
+	o := aNode()
+	o.Labels = map[string]string{"rack": "1"}
+	o.Annotations[asnAnnotation], o.Annotations[clusterAnnotation] = "65001", "244.0.0.1"
+	f := reduceNode(o).node
+	n := &model.Node{Name: "node-1", Labels: map[string]string{"old": ""}, ASN: 7}
+	f.overlay(n)
+	if n.Labels["rack"] != "1" || len(n.Labels) != 1 || n.ASN != 65001 || n.ClusterID.String() != "244.0.0.1" {
+		t.Errorf("got %+v", n)
+	}
+	o.Labels, o.Annotations[asnAnnotation], o.Annotations[clusterAnnotation] = nil, "-1", "fd00::1"
+	n = &model.Node{Name: "node-1", Labels: map[string]string{"own": ""}, ASN: 7}
+	reduceNode(o).node.overlay(n)
+	if len(n.Labels) != 1 || n.ASN != 7 || n.ClusterID.IsValid() {
+		t.Errorf("of what makes no sense: got %+v", n)
+	}
+}
+
+func TestPodsHaveTheirWishes(t *testing.T) {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "dev", Name: "a", Annotations: map[string]string{"cni.projectcalico.org/ipAddrs": `["10.0.0.7"]`}}, Spec: corev1.PodSpec{NodeName: "n1"}}
+	e, ok := newTexts().reducePod(p).object.(*model.Endpoint)
+	if !ok || e.Wishes == nil || len(e.Wishes.Addresses) != 1 {
+		t.Errorf("got %+v", e)
+	}
+	p.Annotations = nil
+	if e := newTexts().reducePod(p).object.(*model.Endpoint); e.Wishes != nil {
+		t.Errorf("got %+v of a pod without any", e.Wishes)
+	}
+}
+
 func TestNodeObjectIsReducedToItsFacts(t *testing.T) {
 	got := reduceNode(aNode())
 	want := &nodeFacts{
