@@ -80,7 +80,9 @@ func (s *Server) Apply(_ context.Context, p *peering.Plan) []model.Problem {
 	}
 	for a, d := range again {
 		if n := s.sessions[a]; n != nil && n.added {
-			_ = s.bgp.ResetPeer(context.Background(), &api.ResetPeerRequest{Address: a.String(), Soft: true, Direction: d})
+			if err := s.bgp.ResetPeer(context.Background(), &api.ResetPeerRequest{Address: a.String(), Soft: true, Direction: d}); err != nil {
+				fail("BGP filters", fmt.Errorf("neighbor %s: %w", a, err), "heddle status")
+			}
 		}
 	}
 	s.change()

@@ -178,7 +178,19 @@ func route(prefix netip.Prefix, p *apiutil.Path, asn uint32) path {
 			}
 		}
 	}
+	// They are a set; gobgp adds one that is there already once more.
+	slices.SortFunc(out.Communities, func(a, b peering.Community) int {
+		return cmp.Or(cmp.Compare(b2i(a.Large), b2i(b.Large)), cmp.Compare(a.A, b.A), cmp.Compare(a.B, b.B), cmp.Compare(a.C, b.C))
+	})
+	out.Communities = slices.Compact(out.Communities)
 	return out
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // looped says why gobgp does not take a path whatever filters say; "" when it does.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/osrg/gobgp/v4/api"
@@ -192,6 +193,7 @@ func (r *ruleset) accepting(rule *peering.Rule, shown uint32, c *api.Conditions,
 	var small, large []string
 	for _, o := range rule.Operations {
 		switch {
+		case o.AddCommunity != nil && slices.Contains(slices.Concat(small, large), o.AddCommunity.String()):
 		case o.AddCommunity != nil && o.AddCommunity.Large:
 			large = append(large, o.AddCommunity.String())
 		case o.AddCommunity != nil:
