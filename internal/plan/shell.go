@@ -238,9 +238,9 @@ func (s *script) add(tool string, words ...string) {
 func (s *script) sysctl(c Sysctl) { s.add("sysctl", "-qw", c.Key+"="+c.Value) }
 
 func (s *script) link(l Link) {
-	if l.IPIP != nil && l.IPIP.Local.Is4() { // the kernel makes it, and keeps anybody from making another
+	if l.IPIP != nil && l.IPIP.Local.Is4() { // the kernel makes it, without IPv6 addresses, and keeps anybody from making another
 		s.add("modprobe", "ipip")
-		s.add("ip", "link", "set", "dev", l.Name, "alias", l.Alias, "mtu", fmt.Sprint(l.MTU), "addrgenmode", "none", "up")
+		s.add("ip", "link", "set", "dev", l.Name, "alias", l.Alias, "mtu", fmt.Sprint(l.MTU), "up")
 		return
 	}
 	s.add("ip", append([]string{"link", "add"}, linkWords(l)...)...)

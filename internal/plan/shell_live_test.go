@@ -77,7 +77,7 @@ func (b *bare) paste(host, text string) {
 func (b *bare) ping(ns string, to netip.Addr) {
 	b.t.Helper()
 	var out []byte
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		var err error
 		if out, err = exec.Command("ip", "netns", "exec", ns, "ping", "-n", "-c", "1", "-W", "1", to.String()).CombinedOutput(); err == nil {
 			return
@@ -119,7 +119,7 @@ func (b *bare) cluster(p model.Path, e model.Encap, outer6 bool) (cl model.Clust
 	for i, h := range b.hosts {
 		n := model.Node{
 			Name: h, Address4: netip.MustParseAddr(fmt.Sprintf("192.168.0.%d", i+1)),
-			VTEP4: plan.VTEPMAC(h, 1, model.IPv4), Accepts: []model.Path{model.PathDirect, model.PathVXLAN},
+			VTEP4: plan.VTEPMAC(h, 1, model.IPv4), Accepts: []model.Path{model.PathDirect, model.PathIPIP, model.PathVXLAN},
 		}
 		n.Uplinks = []model.Uplink{{Link: "eth0", Prefix: netip.PrefixFrom(n.Address4, 24), MTU: 1500}}
 		if outer6 {
@@ -274,8 +274,17 @@ func (b *bare) checkTable(host string, f plan.Filter) {
 				b.t.Errorf("%s %s lacks %d to %s:\n%s", kind, s.Name, p.Port, to, out)
 			}
 		}
+		for _, p := range s.Protocols {
+			if name := map[uint8]string{4: "ipencap", 41: "ipv6"}[p]; !strings.Contains(out, name) && !strings.Contains(out, fmt.Sprint(p)) {
+				b.t.Errorf("set %s lacks %d:\n%s", s.Name, p, out)
+			}
+		}
 		for _, e := range s.Elements {
-			if !strings.Contains(out, e.String()) {
+			text := e.String()
+			if e.IsSingleIP() {
+				text = e.Addr().String()
+			}
+			if !strings.Contains(out, text) {
 				b.t.Errorf("set %s lacks %s:\n%s", s.Name, e, out)
 			}
 		}
