@@ -43,6 +43,7 @@ var sideways = map[string][]string{
 	"internal/store/embedded":           {"internal/store", "internal/store/etcd", "internal/store/zaplog", "internal/cert"},
 	"internal/store/flannelkv":          {"internal/store", "internal/store/etcd", "internal/store/zaplog", "internal/cert"},
 	"internal/store/kube":               {"internal/store"},
+	"internal/bgp":                      {"internal/bfd"},
 	"internal/store/memory":             {"internal/store"},
 	"internal/store/ledger":             {"internal/store"},
 	"internal/store/storetest":          {"internal/store"},

@@ -7,11 +7,15 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/heddle-net/heddle/internal/dialect"
+	"github.com/heddle-net/heddle/internal/dialect/calico"
 	"github.com/heddle-net/heddle/internal/dialect/flannel"
 	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/peering"
 	"github.com/heddle-net/heddle/internal/plan"
 )
 
@@ -55,6 +59,33 @@ func setNetwork(t *testing.T, in *plan.Input, netConf string) {
 		pools[i].Masquerade = true
 	}
 	in.Cluster.Pools = pools
+}
+
+// write puts a pool in Calico's words in place of the network's. All hosts accept IP in IP then.
+func write(t *testing.T, in *plan.Input, spec string) {
+	t.Helper()
+	objects, err := dialect.ReadYAML([]byte("{apiVersion: projectcalico.org/v3, kind: IPPool, metadata: {name: default}, spec: " + spec + "}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	net, problems := calico.Network([]model.Setting{{Resource: objects[0]}})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	in.Cluster.Pools, in.BGP, in.Attachment = net.Pools, net.BGP, model.AttachRouted
+	in.Cluster.Nodes, in.Cluster.Blocks = slices.Clone(in.Cluster.Nodes), slices.Clone(in.Cluster.Blocks)
+	for i := range in.Cluster.Nodes {
+		in.Cluster.Nodes[i].Accepts = []model.Path{model.PathDirect, model.PathIPIP}
+	}
+	for i := range in.Cluster.Blocks {
+		in.Cluster.Blocks[i].Pool = net.Pools[0].Name
+	}
+}
+
+// speaker is what Shell prints of BGP.
+func speaker(p plan.Plan) string {
+	_, text, _ := strings.Cut(plan.Shell(p), "\nEOF\n\n")
+	return text
 }
 
 func build(t *testing.T, in plan.Input) plan.Plan {
@@ -110,6 +141,22 @@ func outputs(t *testing.T) map[string]map[string]string {
 	e.Attachment = model.AttachRouted
 	routed := model.Workload{ContainerID: "pod1", IfName: "eth0", Network: "heddle", Attachment: model.AttachRouted, Addresses: []netip.Addr{netip.MustParseAddr("192.168.190.203")}}
 
+	f := network(t, hostGW, "eth0", host{"node1", "192.168.100.100/24", "172.17.8.0/24"}, host{"node2", "192.168.100.101/24", "172.17.9.0/24"})
+	write(t, &f, `{cidr: 172.17.0.0/16, blockSize: 24, ipipMode: Never, vxlanMode: Never}`)
+	f.Learned = []peering.Route{{
+		Prefix: netip.MustParsePrefix("172.17.9.0/24"), NextHop: netip.MustParseAddr("192.168.100.101"),
+		Neighbor: netip.MustParseAddr("192.168.100.101"), Preference: 100, Best: true, Reason: "the only one",
+	}}
+
+	g := network(t, hostGW, "eth0", host{"node1", "172.171.5.95/24", "192.168.190.0/26"},
+		host{"node2", "172.171.5.96/24", "192.168.190.192/26"}, host{"node3", "172.171.6.97/24", "192.168.191.0/26"})
+	write(t, &g, `{cidr: 192.168.128.0/17, blockSize: 26, ipipMode: CrossSubnet}`)
+	always := g
+	write(t, &always, `{cidr: 192.168.128.0/17, blockSize: 26, ipipMode: Always}`)
+
+	h := a
+	h.Attachment = model.AttachRouted
+
 	return map[string]map[string]string{
 		"a-vxlan.md":          {"plan": plan.Shell(build(t, a)), "pod": plan.ShellPod(plan.PodOf(a, pod, build(t, a).MTU), "pod1")},
 		"b-direct-routing.md": {"plan": routes(build(t, b))},
@@ -119,6 +166,9 @@ func outputs(t *testing.T) map[string]map[string]string {
 			"diff to host-gw": plan.DiffText(plan.Diff(build(t, between), build(t, after))),
 		},
 		"e-routed-pods.md": {"pod": plan.ShellPod(plan.PodOf(e, routed, build(t, e).MTU), "pod1"), "plan": routes(build(t, e))},
+		"f-bgp.md":         {"plan": routes(build(t, f)), "speaker": speaker(build(t, f))},
+		"g-ip-in-ip.md":    {"plan": routes(build(t, g)), "always": routes(build(t, always))},
+		"h-canal.md":       {"plan": routes(build(t, h))},
 	}
 }
 

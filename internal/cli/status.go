@@ -71,7 +71,7 @@ func printStatus(out io.Writer, s agent.Status, now time.Time) error {
 	}
 	p("store\t%s\t%s\t%s", s.Store.Type, strings.Join(s.Store.Endpoints, " "), conn)
 	for _, pool := range s.Pools {
-		p("pool\t%s\t%s, a /%d per node\t%s", pool.Name, pool.CIDR, pool.BlockSize, carried(pool))
+		p("pool\t%s\t%s, %s\t%s", pool.Name, pool.CIDR, shares(pool), carried(pool))
 	}
 	for _, b := range s.Blocks {
 		p("block\t%s\t%d in use\t", b.CIDR, b.Used)
@@ -110,13 +110,27 @@ func printStatus(out io.Writer, s agent.Status, now time.Time) error {
 	return nil
 }
 
-func carried(p model.Pool) string {
-	if p.Path != model.PathVXLAN {
-		return string(p.Path)
+// shares says what nodes have of a pool.
+func shares(p model.Pool) string {
+	if p.Blocks() == 1 {
+		return fmt.Sprintf("a /%d per node", p.BlockSize)
 	}
-	text := fmt.Sprintf("%s %s, VNI %d, UDP %d", p.Path, p.Encap, p.VXLAN.VNI, p.VXLAN.Port)
+	return fmt.Sprintf("/%d blocks, up to %d per node", p.BlockSize, p.Blocks())
+}
+
+func carried(p model.Pool) string {
+	text := string(p.Path)
+	switch p.Path {
+	case model.PathVXLAN:
+		text += fmt.Sprintf(" %s, VNI %d, UDP %d", p.Encap, p.VXLAN.VNI, p.VXLAN.Port)
+	case model.PathIPIP:
+		text += " " + string(p.Encap)
+	}
 	if p.Masquerade {
 		text += ", masqueraded"
+	}
+	if p.Disabled {
+		text += ", disabled"
 	}
 	return text
 }
