@@ -98,7 +98,12 @@ func urlOf(address string) string { return "http://" + net.JoinHostPort(address,
 // podAddresses lists the default namespace's pods: UID, restarts, node and address.
 func podAddresses(ctx context.Context, t *testing.T, l *lab.Lab) []string {
 	t.Helper()
-	out := kubectl(ctx, t, l, "get", "pods", "-o",
+	return podAddressesOf(ctx, t, l, "")
+}
+
+func podAddressesOf(ctx context.Context, t *testing.T, l *lab.Lab, labels string) []string {
+	t.Helper()
+	out := kubectl(ctx, t, l, "get", "pods", "-l", labels, "-o",
 		`jsonpath={range .items[*]}{.metadata.uid}{" "}{.status.containerStatuses[*].restartCount}{" "}{.spec.nodeName}{" "}{.status.podIP}{"\n"}{end}`)
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	slices.Sort(lines)

@@ -108,6 +108,12 @@ func deploy(ctx context.Context, t *testing.T, l *lab.Lab, app string, hostNetwo
 		t.Fatal(err)
 	}
 	kubectl(ctx, t, l, "rollout", "status", "daemonset/"+app, "--timeout=2m")
+	return ofApp(ctx, t, l, app)
+}
+
+// ofApp lists the pods of a DaemonSet.
+func ofApp(ctx context.Context, t *testing.T, l *lab.Lab, app string) (pods []pod) {
+	t.Helper()
 	out := kubectl(ctx, t, l, "get", "pods", "-l", "app="+app, "-o",
 		`jsonpath={range .items[*]}{.metadata.name}{" "}{.spec.nodeName}{" "}{.status.podIPs[*].ip}{"\n"}{end}`)
 	for line := range strings.Lines(out) {

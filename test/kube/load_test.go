@@ -21,9 +21,9 @@ import (
 	"github.com/heddle-net/heddle/test/kube/lab"
 )
 
-// inside is a client whose connections are those of a pod.
-func inside(ns *os.File, keep bool) *http.Client {
-	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+// dialFrom makes connections that are those of a network namespace.
+func dialFrom(ns *os.File) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		type result struct {
 			conn net.Conn
 			err  error
@@ -41,7 +41,11 @@ func inside(ns *os.File, keep bool) *http.Client {
 		r := <-out
 		return r.conn, r.err
 	}
-	return &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: !keep, MaxIdleConnsPerHost: 1}, Timeout: 15 * time.Second}
+}
+
+// inside is a client whose connections are those of a pod.
+func inside(ns *os.File, keep bool) *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: dialFrom(ns), DisableKeepAlives: !keep, MaxIdleConnsPerHost: 1}, Timeout: 15 * time.Second}
 }
 
 // load is a client that asks again and again.

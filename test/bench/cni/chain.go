@@ -98,6 +98,11 @@ var ids atomic.Int64
 
 // run does one batch. Namespaces are made before, as a runtime does, and are not counted.
 func (c *chain) run(ctx context.Context, round, n, atATime int) (batch, error) {
+	return c.paced(ctx, round, n, atATime, 0)
+}
+
+// paced does a batch in which an ADD begins every so often; those before it may still be under way.
+func (c *chain) paced(ctx context.Context, round, n, atATime int, every time.Duration) (batch, error) {
 	b := batch{Chain: c.name, Round: round, AtATime: atATime, N: n}
 	pods := make([]*libcni.RuntimeConf, n)
 	for i := range pods {
@@ -112,7 +117,7 @@ func (c *chain) run(ctx context.Context, round, n, atATime int) (batch, error) {
 		}
 	}
 	var err error
-	b.Add, err = c.phase(pods, atATime, func(p *libcni.RuntimeConf) error {
+	b.Add, err = c.phase(pods, atATime, every, func(p *libcni.RuntimeConf) error {
 		r, err := c.cni.AddNetworkList(ctx, c.list, p)
 		if err != nil {
 			return err
@@ -129,14 +134,14 @@ func (c *chain) run(ctx context.Context, round, n, atATime int) (batch, error) {
 		}
 		return b, fmt.Errorf("%s: ADD: %w", c.name, err)
 	}
-	b.Del, err = c.phase(pods, atATime, func(p *libcni.RuntimeConf) error { return c.cni.DelNetworkList(ctx, c.list, p) })
+	b.Del, err = c.phase(pods, atATime, 0, func(p *libcni.RuntimeConf) error { return c.cni.DelNetworkList(ctx, c.list, p) })
 	if err != nil {
 		return b, fmt.Errorf("%s: DEL: %w", c.name, err)
 	}
 	return b, nil
 }
 
-func (c *chain) phase(pods []*libcni.RuntimeConf, atATime int, call func(*libcni.RuntimeConf) error) (phase, error) {
+func (c *chain) phase(pods []*libcni.RuntimeConf, atATime int, every time.Duration, call func(*libcni.RuntimeConf) error) (phase, error) {
 	p := phase{Calls: make([]time.Duration, len(pods))}
 	var next atomic.Int64
 	var wait sync.WaitGroup
@@ -149,6 +154,9 @@ func (c *chain) phase(pods []*libcni.RuntimeConf, atATime int, call func(*libcni
 					i := int(next.Add(1)) - 1
 					if i >= len(pods) {
 						return nil
+					}
+					if every > 0 {
+						time.Sleep(time.Until(begin.Add(time.Duration(i) * every)))
 					}
 					t := time.Now()
 					if err := call(pods[i]); err != nil {

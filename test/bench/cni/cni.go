@@ -20,7 +20,14 @@ import (
 type Report struct {
 	Kernel  []step  `json:"kernel"`
 	Batches []batch `json:"batches"`
+	Filled  []batch `json:"filled"` // nodes filled up, fillRate ADDs a second
 }
+
+// A node is filled with what a kubelet takes, at a rate that few schedulers reach.
+const (
+	fillPods = 110
+	fillRate = 20
+)
 
 // Options are what Main's flags say; a caller that starts an agent itself fills them in.
 type Options struct {
@@ -122,6 +129,13 @@ func Run(ctx context.Context, o Options, out io.Writer) error {
 			}
 		}
 		_, _ = fmt.Fprintf(os.Stderr, "round %d of %d done\n", round+1, o.Rounds)
+	}
+	for k := range chains {
+		b, err := chains[k].paced(ctx, 0, fillPods, fillPods, time.Second/fillRate)
+		if err != nil {
+			return err
+		}
+		r.Filled = append(r.Filled, b)
 	}
 	r.print(out, chains, o)
 	if o.JSON == "" {

@@ -50,7 +50,34 @@ func hierarchies() ([]hierarchy, error) {
 		return nil, fmt.Errorf("no cgroups: %w", err)
 	}
 	// The root alone may have both processes and children with controllers.
-	return []hierarchy{{"", "/sys/fs/cgroup"}}, nil
+	const top = "/sys/fs/cgroup"
+	return []hierarchy{{"", top}}, nil
+}
+
+// needed are the controllers of version 2 that a kubelet cannot do without.
+var needed = []string{"cpu", "cpuset", "memory", "pids"}
+
+// giveControllers lets the children of a cgroup of version 2 have what is needed. (cgroup-v2.rst of Linux, Enabling
+// and Disabling)
+func giveControllers(dir string) error {
+	words := func(file string) []string {
+		text, _ := os.ReadFile(filepath.Join(dir, file))
+		return strings.Fields(string(text))
+	}
+	there, given := words("cgroup.controllers"), words("cgroup.subtree_control")
+	for _, c := range needed {
+		if slices.Contains(given, c) {
+			continue
+		}
+		if !slices.Contains(there, c) {
+			return fmt.Errorf("cgroup %s has controllers %q: a kubelet needs %q: %s is with version 1, or this is a container that was not given it",
+				dir, there, needed, c)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0o644); err != nil {
+			return fmt.Errorf("cgroup %s does not hand on the controller %s: want the root of the machine's cgroups, not that of a container: %w", dir, c, err)
+		}
+	}
+	return nil
 }
 
 // cgroupMount finds where a hierarchy of version 1 is mounted.
@@ -82,6 +109,11 @@ func makeCgroups(name string) (enter, leave []string, err error) {
 		return nil, nil, err
 	}
 	for _, h := range all {
+		if h.controllers == "" {
+			if err := giveControllers(h.own); err != nil {
+				return nil, nil, err
+			}
+		}
 		dir := filepath.Join(h.own, name)
 		leaf := filepath.Join(dir, "system")
 		if err := os.MkdirAll(leaf, 0o755); err != nil {

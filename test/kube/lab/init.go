@@ -34,7 +34,8 @@ func Init() {
 	os.Exit(1)
 }
 
-// runNode makes the machine, starts its daemons, and reaps what is left to it until one of them ends.
+// runNode makes the machine, starts its daemons, and reaps what is left to it until one of them ends by itself. One
+// that somebody killed is started again, as by systemd.
 func runNode(name string, index int) error {
 	l, err := Load(name)
 	if err != nil {
@@ -47,19 +48,19 @@ func runNode(name string, index int) error {
 	if err := os.Setenv("PATH", l.Spec.Bin+":"+systemPath); err != nil {
 		return err
 	}
-	daemons := map[int]string{}
-	start := func(program string, args ...string) error {
-		log, err := os.Create(l.Log(node + "-" + program))
+	daemons := map[int][]string{}
+	start := func(argv ...string) error {
+		program := argv[0]
+		log, err := os.OpenFile(l.Log(node+"-"+program), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 		if err != nil {
 			return err
 		}
 		defer log.Close()
-		argv := append([]string{program}, args...)
 		p, err := os.StartProcess(l.bin(program), argv, &os.ProcAttr{Files: []*os.File{nil, log, log}, Sys: &unix.SysProcAttr{Setsid: true}})
 		if err != nil {
 			return err
 		}
-		daemons[p.Pid] = program
+		daemons[p.Pid] = argv
 		return nil
 	}
 	if err := start("containerd", "--config", l.path(node, "containerd.toml")); err != nil {
@@ -85,8 +86,16 @@ func runNode(name string, index int) error {
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}
-		if daemon, ok := daemons[pid]; ok && err == nil {
-			return fmt.Errorf("%s ended with status %d, signal %d", daemon, status.ExitStatus(), status.Signal())
+		argv, daemon := daemons[pid]
+		if !daemon || err != nil {
+			continue
+		}
+		if !status.Signaled() {
+			return fmt.Errorf("%s ended with status %d", argv[0], status.ExitStatus())
+		}
+		delete(daemons, pid)
+		if err := start(argv...); err != nil {
+			return err
 		}
 	}
 }

@@ -156,3 +156,27 @@ func TestOnlyTheProcessThatWasStartedIsKilled(t *testing.T) {
 		t.Errorf("error %v, want one that names the dead", err)
 	}
 }
+
+// A machine on which no kubelet would start says so at once. (A folder stands for the cgroup: this machine may have
+// either version.)
+func TestACgroupWithoutWhatAKubeletNeedsIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("cgroup.controllers", "cpu io memory pids\n")
+	write("cgroup.subtree_control", "cpu memory\n")
+	if err := giveControllers(dir); err == nil || !strings.Contains(err.Error(), "cpuset is with version 1") {
+		t.Errorf("error %v, want one that names cpuset", err)
+	}
+	write("cgroup.controllers", "cpuset cpu io memory pids\n")
+	write("cgroup.subtree_control", "cpu memory cpuset\n")
+	if err := giveControllers(dir); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control")); err != nil || string(text) != "+pids" {
+		t.Errorf("written: %q (%v), want what is missing alone", text, err)
+	}
+}

@@ -25,10 +25,7 @@ func (l *Lab) namespaces() []string {
 // the addresses of Services are routable until kube-proxy rewrites them.
 func (l *Lab) makeNetwork() error {
 	for _, ns := range l.namespaces() {
-		if err := run("ip", "netns", "add", ns); err != nil {
-			return err
-		}
-		if err := run("ip", "-n", ns, "link", "set", "lo", "up"); err != nil {
+		if err := makeNamespace(ns); err != nil {
 			return err
 		}
 	}
@@ -37,33 +34,46 @@ func (l *Lab) makeNetwork() error {
 	for _, a := range l.controlPlane() {
 		batch += fmt.Sprintf("addr add %s/%d dev br0%s\n", a, wireBits(a.Is6()), nodad(a.Is6()))
 	}
-	for i, node := range l.Nodes() {
-		batch += fmt.Sprintf("link add v%d type veth peer name eth0 netns %s\nlink set v%d master br0 up\n", i, l.namespace(node), i)
-	}
 	if err := ip(cp, batch); err != nil {
 		return err
 	}
-	for i, node := range l.Nodes() {
-		batch := "link set eth0 up\n"
-		for _, a := range l.NodeAddresses(i) {
-			batch += fmt.Sprintf("addr add %s/%d dev eth0%s\n", a, wireBits(a.Is6()), nodad(a.Is6()))
-		}
-		for _, a := range l.controlPlane() {
-			batch += fmt.Sprintf("route add default via %s\n", a)
-		}
-		if err := ip(l.namespace(node), batch); err != nil {
-			return err
-		}
-		// What every guide to a Kubernetes node asks for.
-		want := []string{"net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"}
-		if _, err := os.Stat("/proc/sys/net/bridge"); err == nil {
-			want = append(want, "net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1")
-		}
-		if err := run("ip", append([]string{"netns", "exec", l.namespace(node), "sysctl", "-qw"}, want...)...); err != nil {
+	for i := range l.Nodes() {
+		if err := l.wire(i); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func makeNamespace(name string) error {
+	if err := run("ip", "netns", "add", name); err != nil {
+		return err
+	}
+	return run("ip", "-n", name, "link", "set", "lo", "up")
+}
+
+// wire joins the i-th node's namespace, which is empty, to the bridge.
+func (l *Lab) wire(i int) error {
+	ns := l.namespace(l.Nodes()[i])
+	if err := ip(l.namespace("cp"), fmt.Sprintf("link add v%d type veth peer name eth0 netns %s\nlink set v%d master br0 up\n", i, ns, i)); err != nil {
+		return err
+	}
+	batch := "link set eth0 up\n"
+	for _, a := range l.NodeAddresses(i) {
+		batch += fmt.Sprintf("addr add %s/%d dev eth0%s\n", a, wireBits(a.Is6()), nodad(a.Is6()))
+	}
+	for _, a := range l.controlPlane() {
+		batch += fmt.Sprintf("route add default via %s\n", a)
+	}
+	if err := ip(ns, batch); err != nil {
+		return err
+	}
+	// What every guide to a Kubernetes node asks for.
+	want := []string{"net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"}
+	if _, err := os.Stat("/proc/sys/net/bridge"); err == nil {
+		want = append(want, "net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1")
+	}
+	return run("ip", append([]string{"netns", "exec", ns, "sysctl", "-qw"}, want...)...)
 }
 
 func wireBits(v6 bool) int {
