@@ -78,7 +78,7 @@ func TestUninstallLeavesTheNodeAsItWas(t *testing.T) {
 		"iptables -A FORWARD -s 10.9.0.0/16 -j ACCEPT -m comment --comment heddle-not",
 		"nft add table inet other", "nft add chain inet other forward { type filter hook forward priority 10; }",
 		"ip link add br9 type bridge", "ip link set br9 alias not-heddle:x", "ip link set br9 up",
-		"ip route add 10.9.0.0/16 via 192.168.9.9 proto 105", "ip rule add pref 500 to 10.9.0.0/16 lookup 99",
+		"ip route add 10.9.0.0/16 via 192.168.9.9 proto 106", "ip rule add pref 500 to 10.9.0.0/16 lookup 99",
 		"ip neighbor add 192.168.9.9 lladdr 02:00:00:00:00:09 dev up0 nud permanent",
 	} {
 		a.run(strings.Fields(command)...)
