@@ -100,7 +100,8 @@ func checkPools(ctx context.Context, s store.Store, objects []model.Resource) er
 	return nil
 }
 
-// checkApart refuses a pool whose addresses or whose name another pool has.
+// checkApart refuses a pool whose addresses or whose name another pool has. One of the very range of a pool that is
+// filed says how that one is carried.
 func checkApart(p *model.Pool, all *pools) error {
 	for i := range all.ours {
 		if q := &all.ours[i]; q.Name != p.Name && q.CIDR.Overlaps(p.CIDR) {
@@ -110,6 +111,7 @@ func checkApart(p *model.Pool, all *pools) error {
 	for i := range all.filed {
 		q := &all.filed[i]
 		switch {
+		case q.CIDR == p.CIDR:
 		case q.CIDR.Overlaps(p.CIDR):
 			return poolError(p, "cidr", p.CIDR.String(), fmt.Sprintf("a range apart from pool %s %s of heddle network show", q.Name, q.CIDR))
 		case q.Name == p.Name:

@@ -53,6 +53,8 @@ func TestPoolsInUseStayAsTheyAre(t *testing.T) {
 	c.fails("apply -f "+c.file("f.yaml", pool("flannel", "{cidr: 10.9.0.0/16}")), "IPPool flannel: metadata.name flannel: want a name that no pool of heddle network show has")
 	c.fails("apply -f "+c.file("t.yaml", pool("x1", "{cidr: 10.8.0.0/16}")+"---\n"+pool("x2", "{cidr: 10.8.0.0/24}")), "IPPool x1: spec.cidr 10.8.0.0/16: want a range apart from IPPool x2 10.8.0.0/24")
 	c.fails("delete ippool a", "IPPool a is in use: node n1 has block 10.1.200.0/26; set disabled: true and drain its workloads first")
+	// The very range of a pool that is filed is no overlap: it says how that one is carried.
+	c.says("apply -f "+c.file("g.yaml", pool("g", "{cidr: 10.244.0.0/16, ipipMode: Always}")), "ippool/g created\n")
 	// What is asked for instead is possible.
 	c.says("apply -f "+c.file("d.yaml", pool("a", "{cidr: 10.1.192.0/18, disabled: true}")), "ippool/a configured\n")
 	if err := c.store.Delete(t.Context(), model.KindBlock, "10.1.200.0-26", -1); err != nil {
