@@ -56,6 +56,18 @@ func notification(code, subcode, communicated string) string {
 	return s
 }
 
+const (
+	endedHere   = "this node ended it: "
+	closedCause = "the neighbor took the connection and closed it at once: it does not want this node, or is not ready"
+	endCause    = "the connection ended without a word from the neighbor"
+	stateCause  = "a message came that does not belong there"
+)
+
+// vague are causes that say little.
+func vague(cause string) bool {
+	return cause == closedCause || cause == endCause || cause == stateCause
+}
+
 // timeoutCause is told where packets get no answer. The kernel drops packets with a wrong signature (RFC 2385), so
 // nobody tells that two passwords differ.
 const timeoutCause = "no answer: packets are lost, or the neighbor does not exist"
@@ -89,15 +101,15 @@ func left(r api.PeerState_DisconnectReason, words string) string {
 	case api.PeerState_DISCONNECT_REASON_HOLD_TIMER_EXPIRED:
 		return "the hold timer expired: nothing was heard for too long"
 	case api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART:
-		return "the connection ended without a word from the neighbor"
+		return endCause
 	case api.PeerState_DISCONNECT_REASON_WRITE_FAILED:
 		return "nothing could be sent to the neighbor"
 	case api.PeerState_DISCONNECT_REASON_RESTART_TIMER_EXPIRED:
 		return "it did not come back in its restart time, and its routes are gone"
 	case api.PeerState_DISCONNECT_REASON_INVALID_MSG:
-		return "a message came that does not belong there"
+		return stateCause
 	case api.PeerState_DISCONNECT_REASON_BAD_PEER_AS:
-		return "this node ended it: " + notifications["2/2"]
+		return wrongAS
 	case api.PeerState_DISCONNECT_REASON_DECONFIGURED, api.PeerState_DISCONNECT_REASON_ADMIN_DOWN:
 		return ""
 	}

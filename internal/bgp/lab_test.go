@@ -94,6 +94,8 @@ func (r *record) String() string {
 	return r.b.String()
 }
 
+func newRecordOf(h slog.Handler) *slog.Logger { return slog.New(h) }
+
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 

@@ -49,7 +49,18 @@ func (l *listener) close() {
 func (l *listener) note(n netip.Addr, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.told[n] = note{text, time.Now()}
+	l.put(n, note{text, time.Now()})
+}
+
+// put notes what is said, unless something that says more was said not long ago: the tries after a failure often
+// only tell that a connection ended. The listener is locked.
+func (l *listener) put(n netip.Addr, say note) {
+	last := l.told[n]
+	if recent := say.at.Sub(last.at); last.text != "" && (vague(say.text) && !vague(last.text) && recent < 15*time.Second ||
+		strings.HasPrefix(last.text, malformedCause) && strings.HasPrefix(say.text, endedHere) && recent < time.Second) {
+		return
+	}
+	l.told[n] = say
 }
 
 func (l *listener) noted(n netip.Addr) note {
@@ -83,13 +94,13 @@ func (h *handler) WithGroup(string) slog.Handler { return h }
 var heard = map[string]func(attrs map[string]string) string{
 	"failed to connect": func(a map[string]string) string { return dialCause(a["Error"]) },
 	"sent notification": func(a map[string]string) string {
-		return "this node ended it: " + notification(a["Code"], a["Subcode"], a["Communicated-Reason"])
+		return endedHere + notification(a["Code"], a["Subcode"], a["Communicated-Reason"])
 	},
 	"received notification": func(a map[string]string) string {
 		return "the neighbor ended it: " + notification(a["Code"], a["Subcode"], a["Communicated-Reason"])
 	},
 	"outgoing connection IO error": func(map[string]string) string {
-		return "the neighbor took the connection and closed it at once: it does not want this node, or is not ready"
+		return closedCause
 	},
 	"failed to set md5": func(a map[string]string) string { return "the password could not be set: " + a["Err"] },
 	"Session will be reset due to malformed BGP update message": malformed,
@@ -119,11 +130,7 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 		return nil
 	}
 	if cause != nil && neighbor.IsValid() {
-		// What is wrong with a message says more than the notification that goes out for it.
-		last := h.told[neighbor]
-		if !strings.HasPrefix(last.text, malformedCause) || r.Message != "sent notification" || time.Since(last.at) > time.Second {
-			h.told[neighbor] = note{h.clean(cause(attrs)), r.Time}
-		}
+		h.put(neighbor, note{h.clean(cause(attrs)), r.Time})
 	}
 	// What is news to people this package tells itself; gobgp's own words are for those who debug it.
 	level := r.Level

@@ -41,6 +41,7 @@ type Server struct {
 	bgp      *gobgp.BgpServer
 	listener *listener
 	events   sync.WaitGroup
+	life     context.Context // of gobgp
 	unwatch  context.CancelFunc
 	listen   []netip.Addr // those of the plan that could be
 	rules    *ruleset
@@ -67,6 +68,8 @@ type session struct {
 	wanted   map[uint32]bool // families of which the end was not told yet
 	restarts bool            // it knows RFC 4724, and tells the end
 	lost     bool            // BFD was up and is not
+	says     atomic.Uint32   // the AS it has, when it is not the one that was expected
+	asked    time.Time
 }
 
 // New makes a speaker that does nothing until it has a plan.
@@ -137,7 +140,7 @@ func (s *Server) start(p *peering.Plan) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.unwatch = cancel
+	s.life, s.unwatch = ctx, cancel
 	return s.bgp.WatchEvent(ctx, gobgp.WatchEventMessageCallbacks{
 		OnPathUpdate: s.pathEvent, OnBestPath: s.pathEvent, OnPathEor: s.endEvent, OnPeerUpdate: s.peerEvent,
 	}, gobgp.WatchPeer(), gobgp.WatchEor(false), gobgp.WatchUpdate(false, "", ""), gobgp.WatchBestPath(false))
@@ -228,7 +231,13 @@ func (s *Server) round() {
 	for _, a := range s.addresses() {
 		n := s.sessions[a]
 		if s.bgp != nil && !n.added && !time.Now().Before(n.held) {
-			s.add(n, false)
+			if err := s.add(n, false); err != nil {
+				s.log.Error("BGP neighbor cannot be added again", "error", err)
+				n.held = time.Now().Add(holdFlaps)
+			}
+		}
+		if n.added && n.state != peering.Established {
+			s.ask(n)
 		}
 		// A session that lasts is forgiven what was before.
 		if n.state == peering.Established && time.Since(n.since) > lasting {

@@ -162,6 +162,9 @@ func (s *Server) Status() []peering.Status {
 		} else if said := s.listener.noted(a); said.at.After(n.failure.at) {
 			st.Failure, st.FailureAt = said.text, said.at
 		}
+		if as := n.says.Load(); st.Failure == wrongAS && as != 0 && as != n.RemoteASN {
+			st.Failure = fmt.Sprintf("it says AS %d, AS %d was expected", as, n.RemoteASN)
+		}
 		if n.Password != "" && n.state != peering.Established && st.Failure == timeoutCause {
 			st.Failure += "; or the passwords of the two sides differ"
 		}
