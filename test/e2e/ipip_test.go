@@ -73,14 +73,14 @@ func TestBackendIPIPOnAnyKernel(t *testing.T) {
 	reach(ctx, t, l)
 }
 
-// staysForLack wants all peers of a node to be reached as before, as a kernel has no ipip.
+// staysForLack wants all peers of a node to be reached as before, as its kernel has no ipip.
 func staysForLack(ctx context.Context, l *lab.Lab, node string) error {
 	s, err := l.Status(ctx, node)
 	if err != nil {
 		return err
 	}
 	for _, p := range s.Peers {
-		if p.State != agent.PeerUp || !strings.HasPrefix(p.Reason, "stays on vxlan: the kernel of ") {
+		if p.State != agent.PeerUp || !strings.HasPrefix(p.Reason, "stays on vxlan: the kernel of this node ") {
 			return fmt.Errorf("%s reaches %s (%s): %q", node, p.Node, p.State, p.Reason)
 		}
 	}

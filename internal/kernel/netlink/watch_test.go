@@ -145,7 +145,7 @@ func TestWatchIgnoresChurnThatIsNotDrift(t *testing.T) {
 		t.Errorf("%d signals for what concerns nobody", after-before)
 	}
 	for _, c := range []string{
-		"addr add 192.168.0.77/24 dev eth0", "link set eth0 mtu 1400", "link set eth0 down", "route add 10.99.0.0/24 dev lo proto 104",
+		"addr add 192.168.0.77/24 dev eth0", "link set eth0 mtu 1400", "link set eth0 down", "route add 10.99.0.0/24 dev lo proto 104", "route add 10.98.0.0/24 dev lo proto 105",
 		"route del 10.244.0.4/32", "link set " + routed(4).Host.Name + " down",
 		"link set " + bridged(9).Host.Name + " nomaster", "link del flannel.1", "link del cni0",
 	} {
