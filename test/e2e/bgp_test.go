@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -183,4 +185,81 @@ func TestPoolWithoutEncapsulationNamesWhatIsOutOfReach(t *testing.T) {
 	eventually(t, 60*time.Second, "tunnelled between segments only", func() error {
 		return pathsAre(ctx, l, "n1", map[string]model.Path{"n2": model.PathDirect, "n3": model.PathVXLAN})
 	})
+}
+
+// torConf is a router in the words of BIRD 2: it speaks to any node of the two segments, and puts what they tell into
+// its kernel.
+const torConf = `router id 192.168.100.1;
+protocol device {}
+protocol kernel { ipv4 { import none; export all; }; }
+template bgp node { local as 65000; direct; passive; ipv4 { import all; export all; next hop self; }; }
+protocol bgp n1 from node { local 192.168.100.1 as 65000; neighbor 192.168.100.100 as 65001; }
+protocol bgp n2 from node { local 192.168.100.1 as 65000; neighbor 192.168.100.101 as 65002; }
+protocol bgp n3 from node { local 192.168.200.1 as 65000; neighbor 192.168.200.101 as 65003; }
+`
+
+// toRouter has every node speak to the router of its segment, and to nobody else.
+const toRouter = `
+apiVersion: projectcalico.org/v3
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {nodeToNodeMeshEnabled: false}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: rack-a}
+spec: {nodeSelector: segment == "a", peerIP: 192.168.100.1, asNumber: 65000}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: rack-b}
+spec: {nodeSelector: segment == "b", peerIP: 192.168.200.1, asNumber: 65000}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: default}
+spec: {cidr: 10.244.0.0/16, ipipMode: Never, vxlanMode: Never}
+`
+
+// TestRouterThatLearnsTheRoutesCarriesPodsBetweenSegments: with BIRD as the top-of-rack switch, and a node an AS, no
+// packet is wrapped between segments (walkthrough F). A node that is killed keeps its pods reachable.
+func TestRouterThatLearnsTheRoutesCarriesPodsBetweenSegments(t *testing.T) {
+	conf := filepath.Join(t.TempDir(), "bird.conf")
+	if err := os.WriteFile(conf, []byte(torConf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, l := upCalico(t, "two-segments", toRouter, func(s *lab.Spec) {
+		for i := range s.Topology.Nodes {
+			n := &s.Topology.Nodes[i]
+			n.ASN, n.ClusterID, n.Labels = uint32(65001+i), netip.Addr{}, map[string]string{"segment": n.Segment}
+		}
+	})
+	bird, err := l.Command(ctx, "router", "bird", "-f", "-c", conf, "-s", filepath.Join(filepath.Dir(conf), "bird.ctl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said syncBuffer
+	bird.Stdout, bird.Stderr = &said, &said
+	if err := bird.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = bird.Process.Kill()
+		_ = bird.Wait()
+		if t.Failed() {
+			t.Logf("bird: %s", said.String())
+		}
+	})
+	eventually(t, 60*time.Second, "everybody has heard of everybody by the router", func() error { return allPathsAre(ctx, l, model.PathBGP) })
+	reach(ctx, t, l)
+	all := pods(t, l)
+	onTheWire(ctx, t, l, all[0], all[2], model.IPv4, "bare")
+	route := run(ctx, t, l, "n1", "ip", "route", "get", all[2].Address(model.IPv4).String())
+	if !strings.Contains(route, "via 192.168.100.1 dev eth0") {
+		t.Errorf("n1 reaches %s by %s, want the router", all[2].Name, route)
+	}
+	ld := startLoad(ctx, t, l, all[0], all[2], 15)
+	restart(ctx, t, l, "n3", syscall.SIGKILL)
+	eventually(t, 60*time.Second, "n3 has learned everything again", func() error { return speaks(ctx, l, "n3", 1) })
+	ld.done(t)
 }
