@@ -124,14 +124,17 @@ func (l *learner) prefix(routes []peering.Route, known map[netip.Prefix]*theirs)
 	t.choice.Path = model.PathBGP
 	l.told[dst] = t
 	if !spare {
-		l.uses(t)
+		l.uses(t, "")
 	}
 }
 
-// uses marks where a route came from that is in the plan.
-func (b *builder) uses(t told) {
+// uses marks where a route came from that is in the plan, and why where that is not said yet.
+func (b *builder) uses(t told, why string) {
 	for _, i := range t.won {
-		b.plan.Origins[i].Used = true
+		o := &b.plan.Origins[i]
+		if o.Used = true; why != "" {
+			o.Reason = why
+		}
 	}
 }
 

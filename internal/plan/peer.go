@@ -114,7 +114,7 @@ func (b *builder) choose() {
 		if waiting := w.choice.Waiting; ok && waiting != "" && (w.lost != nil || w.choice.Path == model.PathDirect) {
 			t.choice, t.lost = told.choice, nil
 			t.choice.Reason = "stays on bgp: " + waiting
-			b.uses(told)
+			b.uses(told, t.choice.Reason)
 		}
 	}
 }
