@@ -141,8 +141,8 @@ func tidy(list []netip.Prefix) []netip.Prefix {
 	return slices.Compact(list)
 }
 
-// announce lists the own prefixes: blocks as they are, addresses that are borrowed of others' blocks, and the
-// ranges of services.
+// announce lists the own prefixes: blocks as they are, and nothing twice that lies in one; addresses that are
+// borrowed of others' blocks; and the ranges of services.
 func (b *builder) announce(p *Plan) {
 	reasons := map[netip.Prefix]string{}
 	add := func(x netip.Prefix, reason string) {
@@ -157,21 +157,25 @@ func (b *builder) announce(p *Plan) {
 		}
 		return &b.in.Cluster.Pools[i]
 	}
-	var blocks []netip.Prefix
+	var own []netip.Prefix
 	for _, x := range b.in.Cluster.Blocks {
-		if x.Node != b.self.Name {
-			continue
-		}
-		blocks = append(blocks, x.CIDR)
-		if pool := poolOf(x.CIDR.Addr()); pool != nil {
-			add(x.CIDR, fmt.Sprintf("block of pool %q", pool.Name))
+		if x.Node == b.self.Name {
+			own = append(own, x.CIDR)
 		}
 	}
 	for _, a := range b.in.Addresses {
-		pool := poolOf(a)
-		if pool != nil && !slices.ContainsFunc(blocks, func(x netip.Prefix) bool { return x.Contains(a) }) {
-			add(netip.PrefixFrom(a, a.BitLen()), fmt.Sprintf("address of pool %q, in a block of another node", pool.Name))
+		own = append(own, netip.PrefixFrom(a, a.BitLen()))
+	}
+	for _, x := range own {
+		pool := poolOf(x.Addr())
+		if pool == nil || slices.ContainsFunc(own, func(y netip.Prefix) bool { return x != y && within(x, y) }) {
+			continue
 		}
+		reason := fmt.Sprintf("block of pool %q", pool.Name)
+		if x.IsSingleIP() {
+			reason = fmt.Sprintf("address of pool %q, in a block of another node", pool.Name)
+		}
+		add(x, reason)
 	}
 	s := &b.in.Config.Settings
 	for _, of := range []struct {

@@ -170,6 +170,8 @@ func TestWhatIsAnnouncedAndBelieved(t *testing.T) {
 		model.Pool{Name: "none", CIDR: pfx("10.246.0.0/16"), Path: model.PathNone})
 	n.Blocks = append(n.Blocks,
 		model.Block{CIDR: pfx("10.244.0.7/32"), Pool: "p", Node: "n001"},
+		model.Block{CIDR: pfx("10.244.0.8/32"), Pool: "p", Node: "n000"},
+		model.Block{CIDR: pfx("10.244.0.71/32"), Pool: "p", Node: "n000"},
 		model.Block{CIDR: pfx("10.244.8.0/26"), Pool: "p", Node: "n000"},
 		model.Block{CIDR: pfx("10.245.0.0/26"), Pool: "hidden", Node: "n000"},
 		model.Block{CIDR: pfx("10.246.0.0/26"), Pool: "none", Node: "n000"})
@@ -182,7 +184,7 @@ func TestWhatIsAnnouncedAndBelieved(t *testing.T) {
 		{CIDR: pfx("10.244.8.0/26"), Communities: []Community{c1, community(t, "9:9")}},
 		{CIDR: pfx("10.244.8.0/27"), Communities: []Community{community(t, "8:8")}},
 	}
-	p, problems := Build(Input{Self: &n.Nodes[0], Cluster: n, Config: config, Addresses: []netip.Addr{ip("10.244.0.9"), ip("10.244.0.70"), ip("203.0.113.1")}})
+	p, problems := Build(Input{Self: &n.Nodes[0], Cluster: n, Config: config, Addresses: []netip.Addr{ip("10.244.0.9"), ip("10.244.0.70"), ip("10.244.0.71"), ip("203.0.113.1")}})
 	var got []string
 	for _, a := range p.Announced {
 		got = append(got, fmt.Sprintf("%s %v %s", a.Prefix, a.Communities, a.Reason))
@@ -191,13 +193,14 @@ func TestWhatIsAnnouncedAndBelieved(t *testing.T) {
 		"10.96.0.0/12 [] range of services' cluster IPs",
 		`10.244.0.0/26 [65000:1 65000:1:2] block of pool "p"`,
 		`10.244.0.70/32 [65000:1 65000:1:2] address of pool "p", in a block of another node`,
+		`10.244.0.71/32 [65000:1 65000:1:2] address of pool "p", in a block of another node`,
 		`10.244.8.0/26 [9:9 65000:1 65000:1:2] block of pool "p"`,
 		"192.0.2.0/24 [] range of services' load balancer IPs",
 	}
 	if !slices.Equal(got, want) || len(problems) > 0 {
 		t.Errorf("%v; got\n%s\nwant\n%s", problems, strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if got, want := fmt.Sprint(p.Own), "[10.96.0.0/12 10.244.0.0/26 10.244.8.0/26 10.245.0.0/26 10.246.0.0/26 172.16.0.1/32 192.0.2.0/24 192.168.0.1/32]"; got != want {
+	if got, want := fmt.Sprint(p.Own), "[10.96.0.0/12 10.244.0.0/26 10.244.0.8/32 10.244.0.71/32 10.244.8.0/26 10.245.0.0/26 10.246.0.0/26 172.16.0.1/32 192.0.2.0/24 192.168.0.1/32]"; got != want {
 		t.Errorf("own: got %s, want %s", got, want)
 	}
 	if fmt.Sprint(p.Believed) != "[10.244.0.0/16 10.245.0.0/16]" || fmt.Sprint(p.Lent) != "[10.244.0.7/32]" {

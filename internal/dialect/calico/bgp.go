@@ -280,8 +280,8 @@ func (p place) peerPlace(spec *BGPPeerSpec, out *peering.Peer) error {
 		return p.field("peerSelector").bad(spec.PeerSelector, "nothing beside peerIP")
 	case spec.PeerSelector != "" && spec.ASNumber != nil && *spec.ASNumber != "0":
 		return p.field("asNumber").bad(string(*spec.ASNumber), "nothing beside peerSelector: nodes have theirs")
-	case spec.PeerSelector != "" && spec.ReachableBy != "":
-		return p.field("reachableBy").bad(spec.ReachableBy, "nothing beside peerSelector")
+	case spec.ReachableBy != "":
+		return p.field("reachableBy").bad(spec.ReachableBy, "nothing: a neighbour is reached by the routes that the node has; add one there")
 	}
 	if spec.PeerSelector != "" {
 		spec.ASNumber = nil
@@ -294,16 +294,6 @@ func (p place) peerPlace(spec *BGPPeerSpec, out *peering.Peer) error {
 	}
 	if a := out.Address; !a.IsValid() || a.Is4In6() || a.Zone() != "" || !a.IsGlobalUnicast() {
 		return p.field("peerIP").bad(spec.PeerIP, "a unicast address, with a port or without: 192.0.2.1, 192.0.2.1:179, [2001:db8::1]:179")
-	}
-	if spec.ReachableBy != "" {
-		gateway, err := p.field("reachableBy").address(spec.ReachableBy)
-		if err != nil {
-			return err
-		}
-		if gateway.Is4() != out.Address.Is4() {
-			return p.field("reachableBy").bad(spec.ReachableBy, "an address of the family of peerIP")
-		}
-		out.ReachableBy = gateway
 	}
 	return nil
 }

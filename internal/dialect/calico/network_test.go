@@ -173,7 +173,6 @@ spec:
   keepaliveTime: 10s
   numAllowedLocalASNumbers: 1
   nextHopMode: Self
-  reachableBy: 192.168.0.254
   filters: [in, out]`,
 		"kind: BGPPeer\nmetadata: {name: rr, annotations: {heddle.net/bfd: 'true'}}\nspec: {node: n1, peerSelector: has(rr), ttlSecurity: 1, keepOriginalNextHop: true, reversePeering: Manual}",
 		`
@@ -196,7 +195,7 @@ spec:
 	}
 	rack := peering.Peer{Name: "rack", NodeSelector: "rack == '1'", Address: netip.MustParseAddr("192.0.2.1"), Port: 1179, AnySource: true, Session: peering.Session{
 		RemoteASN: 65546, LocalASN: 65010, PasswordRef: "bgp/rack", Multihop: 255, HoldTime: 30 * time.Second, KeepAlive: 10 * time.Second, RestartTime: 2 * time.Minute, LongLived: time.Hour,
-		NextHop: peering.NextHopSelf, AllowOwnAS: 1, MaxPrefixes: 500, Filters: []string{"in", "out"}, Passive: true, ReachableBy: netip.MustParseAddr("192.168.0.254"),
+		NextHop: peering.NextHopSelf, AllowOwnAS: 1, MaxPrefixes: 500, Filters: []string{"in", "out"}, Passive: true,
 		BFD: &peering.BFD{Transmit: 150 * time.Millisecond, Receive: 150 * time.Millisecond, Multiplier: 5},
 	}}
 	rr := peering.Peer{Name: "rr", Node: "n1", PeerSelector: "has(rr)", OneSided: true, Session: peering.Session{

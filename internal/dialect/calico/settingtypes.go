@@ -132,7 +132,7 @@ type BGPPeerSpec struct {
 	KeepaliveTime        string       `json:"keepaliveTime,omitempty"`
 	AllowedLocalASNumber *int         `json:"numAllowedLocalASNumbers,omitempty"`
 	TTLSecurity          *int         `json:"ttlSecurity,omitempty"`
-	ReachableBy          string       `json:"reachableBy,omitempty"`
+	ReachableBy          string       `json:"reachableBy,omitempty"` // refused
 	Filters              []string     `json:"filters,omitempty"`
 }
 
