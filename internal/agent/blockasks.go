@@ -22,8 +22,11 @@ const blockPatience = 10 * time.Second
 type blockAsk struct {
 	pool string
 	// just is the only one that will do; the zero Prefix: any that is not in tried.
-	just   netip.Prefix
-	tried  []netip.Prefix
+	just  netip.Prefix
+	tried []netip.Prefix
+	// asked is an address that another node was asked to lend, loans how often one was.
+	asked  netip.Prefix
+	loans  int
 	answer chan error // of capacity one
 }
 
@@ -103,7 +106,7 @@ func (k *keeping) claimAsked(ctx context.Context) {
 		case slices.ContainsFunc(k.keep, q.fits):
 			continue
 		}
-		err := k.claimOf(ctx, p, q.just)
+		err := k.claimOrBorrow(ctx, p, q)
 		if errors.Is(err, store.ErrUnavailable) || errors.Is(err, context.Canceled) || errors.Is(err, store.ErrConflict) {
 			err = cni.Errorf(cni.CodeTryAgainLater, "%v", err)
 		}
@@ -215,6 +218,7 @@ func (k *keeping) releaseEmpty(ctx context.Context) {
 			k.Log.Info("block given up: nobody has lived in it of late", "block", b.CIDR, "since", since.UTC().Format(time.RFC3339))
 		}
 	}
+	k.returnLoans(seen)
 	k.keeper.empty = seen
 }
 

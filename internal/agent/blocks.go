@@ -63,6 +63,7 @@ func (a *Agent) reconcileBlocks(ctx context.Context, own []model.Block) (changed
 	k.finishReleases(ctx)
 	k.keepOwn(ctx)
 	k.takeBack(ctx)
+	k.lend(ctx)
 	if err := model.ValidatePools(c.Pools); err == nil {
 		k.releaseEmpty(ctx)
 		k.claimFirst(ctx)
@@ -89,8 +90,13 @@ func (k *keeping) nodeLabels() map[string]string {
 	return nil
 }
 
-// used tells whether a workload has an address of the block.
+// used tells whether a workload has an address of the block, or another node.
 func (a *Agent) used(b model.Block) bool {
+	for addr := range a.ledger.Lent() {
+		if b.CIDR.Contains(addr) {
+			return true
+		}
+	}
 	return slices.ContainsFunc(a.ledger.List(), func(w model.Workload) bool {
 		return slices.ContainsFunc(w.Addresses, b.CIDR.Contains)
 	})
@@ -145,7 +151,7 @@ func (k *keeping) deleteOwn(ctx context.Context, cidr netip.Prefix) error {
 func (k *keeping) keepOwn(ctx context.Context) {
 	for _, b := range k.own {
 		p := k.c.Pool(b.Pool)
-		if p == nil || !poolHolds(p, b) {
+		if p == nil || !ipam.Has(p, b) {
 			if !k.used(b) {
 				continue
 			}
@@ -174,7 +180,7 @@ func (k *keeping) takeBack(ctx context.Context) {
 	for _, b := range k.c.Blocks {
 		_, going := k.keeper.letGo[b.CIDR]
 		p := k.c.Pool(b.Pool)
-		if b.Node != k.Config.Node || going || p == nil || p.Blocks() == 1 || !poolHolds(p, b) || k.holds(k.keep, b) || k.holds(k.own, b) {
+		if b.Node != k.Config.Node || going || p == nil || p.Blocks() == 1 || !ipam.Has(p, b) || k.holds(k.keep, b) || k.holds(k.own, b) {
 			continue
 		}
 		item, err := k.Store.Get(ctx, model.KindBlock, b.Key())
@@ -262,13 +268,17 @@ func (k *keeping) claimOf(ctx context.Context, p *model.Pool, just netip.Prefix)
 func (a *Agent) reclaim(ctx context.Context, c *model.Cluster, b model.Block) error {
 	for i := range c.Blocks {
 		if c.Blocks[i].CIDR == b.CIDR {
-			if c.Blocks[i].Node == b.Node {
+			if c.Blocks[i].Node == b.Node || b.Lender != "" && c.Blocks[i].For == b.Node {
 				return nil
 			}
 			return fmt.Errorf("node %q holds it in the store: %w", c.Blocks[i].Node, store.ErrConflict)
 		}
 	}
-	_, err := a.Store.Put(ctx, &b, 0)
+	want := b
+	if b.Lender != "" { // it is the lender's to say
+		want.Node, want.Lender, want.For = b.Lender, "", b.Node
+	}
+	_, err := a.Store.Put(ctx, &want, 0)
 	if errors.Is(err, store.ErrConflict) {
 		item, gerr := a.Store.Get(ctx, model.KindBlock, b.Key())
 		if got, ok := item.Object.(*model.Block); gerr == nil && ok && got.Node == b.Node {

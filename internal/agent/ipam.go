@@ -185,6 +185,15 @@ func (a *Agent) choose(ctx context.Context, s *state, w *model.Workload) (pools 
 			}
 		}
 	}
+	slices.SortStableFunc(ask.Blocks, func(x, y netip.Prefix) int { // what is lent comes last
+		switch {
+		case x.IsSingleIP() == y.IsSingleIP():
+			return 0
+		case x.IsSingleIP():
+			return 1
+		}
+		return -1
+	})
 	return pools, ask, nil
 }
 
@@ -199,7 +208,7 @@ func lacking(s *state, pools []model.Pool, ask ledger.Ask, node string) ([]*bloc
 		block := ipam.BlockOf(&pools[i], addr)
 		for _, b := range s.input.Cluster.Blocks {
 			if b.CIDR.Overlaps(block) && b.Node != node {
-				return nil, cni.Errorf(cni.CodeInvalidConfig, "address %s: it is in block %s of node %q, and nodes lend no addresses: run the workload there, or ask for another address", addr, b.CIDR, b.Node)
+				return nil, cni.Errorf(cni.CodeInvalidConfig, "address %s: it is in block %s of node %q, and who names an address gets it on its own node only: run the workload there, or ask for another address", addr, b.CIDR, b.Node)
 			}
 		}
 		return []*blockAsk{{pool: pools[i].Name, just: block}}, fmt.Errorf("address %s: this node does not have its block %s", addr, block)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/enforce"
+	"github.com/heddle-net/heddle/internal/ipam"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
 )
@@ -173,7 +174,7 @@ func inUse(c model.Cluster, own []model.Block) ([]model.Block, error) {
 	var use []model.Block
 	dropped, has := map[model.Family]netip.Prefix{}, map[model.Family]bool{}
 	for _, b := range own {
-		if p := c.Pool(b.Pool); p != nil && poolHolds(p, b) {
+		if p := c.Pool(b.Pool); p != nil && ipam.Has(p, b) {
 			use = append(use, b)
 			has[b.Family()] = true
 		} else {

@@ -213,7 +213,14 @@ func showBlocks(out io.Writer, b *ipam.Books) error {
 		if l.Cooling != nil {
 			cooling, free = fmt.Sprint(*l.Cooling), many(*l.Free)
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", l.Node, l.CIDR, l.Pool, l.Used, cooling, free)
+		pool := l.Pool
+		switch {
+		case l.Lender != "":
+			pool += ", lent by " + l.Lender
+		case l.For != "":
+			pool += ", asked for by " + l.For
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", l.Node, l.CIDR, pool, l.Used, cooling, free)
 	}
 	return w.Flush()
 }
@@ -233,6 +240,12 @@ func addressLines(b *ipam.Books, in netip.Prefix) []addressLine {
 		name := e.Link
 		if e.Name != "" {
 			name = e.Namespace + "/" + e.Name
+		} else if b.Local != nil && e.Node == b.Local.Node {
+			for j := range b.Local.Workloads {
+				if w := &b.Local.Workloads[j]; w.HostLink == e.Link {
+					name = w.String()
+				}
+			}
 		}
 		for _, a := range e.Addresses {
 			if in.Contains(a) {
@@ -284,7 +297,7 @@ func showAddress(out io.Writer, b *ipam.Books, a netip.Addr, output string) erro
 		}
 	}
 	for _, o := range b.Blocks {
-		if o.CIDR.Contains(a) {
+		if o.CIDR.Contains(a) { // sorted: of a block and an address that is lent out of it, the address is later
 			block, node = o.CIDR.String(), o.Node
 		}
 	}

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"maps"
+	"net/netip"
 
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/policy"
@@ -35,4 +36,12 @@ func (e *Enforcer) NamespaceLabels(name string) map[string]string {
 	}
 	labels[metadataName] = name
 	return labels
+}
+
+// InUse tells whether anybody in the cluster is known to have an address.
+func (e *Enforcer) InUse(a netip.Addr) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, is := e.names[a]
+	return is
 }

@@ -77,9 +77,13 @@ func (s State) Clone() State {
 	return s
 }
 
-// Range is the first and the last address that may be given out; ok is false when there is none.
+// Range is the first and the last address that may be given out; ok is false when there is none. A single address is
+// one that another node lends.
 func Range(block netip.Prefix) (first, end netip.Addr, ok bool) {
 	block = block.Masked()
+	if block.IsSingleIP() {
+		return block.Addr(), block.Addr(), true
+	}
 	top := last(block)
 	if block.Addr().Is4() {
 		top = top.Prev()

@@ -19,6 +19,7 @@ func TestReservedAddressesAreNeverGivenOut(t *testing.T) {
 		"10.244.1.64/26":    "10.244.1.66-10.244.1.126",
 		"255.255.255.0/24":  "255.255.255.2-255.255.255.254",
 		"fd00::/126":        "fd00::2-fd00::3",
+		"10.244.1.7/32":     "10.244.1.7-10.244.1.7", // lent
 		"fd00:244:0:1::/64": "fd00:244:0:1::2-fd00:244:0:1:ffff:ffff:ffff:ffff",
 		"ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/124": "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff2-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
 	} {
@@ -27,7 +28,7 @@ func TestReservedAddressesAreNeverGivenOut(t *testing.T) {
 			t.Errorf("%s: %s, %v: want %s", block, got, ok, want)
 		}
 	}
-	for _, block := range []string{"10.0.0.0/31", "10.0.0.1/32", "255.255.255.255/32", "fd00::/127", "fd00::1/128", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128"} {
+	for _, block := range []string{"10.0.0.0/31", "255.255.255.254/31", "fd00::/127", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/127"} {
 		p := netip.MustParsePrefix(block)
 		if _, _, ok := Range(p); ok {
 			t.Errorf("%s has addresses to give", block)

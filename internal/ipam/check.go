@@ -120,7 +120,7 @@ func (k *check) blocks() {
 		b := &k.Blocks[i]
 		subject := "block " + b.CIDR.String()
 		for j := range k.Blocks[:i] {
-			if o := &k.Blocks[j]; o.CIDR.Overlaps(b.CIDR) {
+			if o := &k.Blocks[j]; o.CIDR.Overlaps(b.CIDR) && !lent(o, b) && !lent(b, o) {
 				k.find(FindDouble, subject, fmt.Sprintf("of node %q: it overlaps block %s of node %q", b.Node, o.CIDR, o.Node), Release{})
 			}
 		}
@@ -130,19 +130,25 @@ func (k *check) blocks() {
 			k.find(FindOrphan, subject, fmt.Sprintf("its node %q is not in the network", b.Node), Release{Kind: model.KindBlock, Key: b.Key()})
 		case p == nil:
 			k.find(FindStray, subject, fmt.Sprintf("of node %q: its pool %q does not exist; the node gives it up once no workload uses it", b.Node, b.Pool), Release{})
-		case !Holds(p, *b):
+		case !Holds(p, *b) && b.Lender == "" && b.For == "":
 			k.find(FindStray, subject, fmt.Sprintf("of node %q: pool %q has no such block (%s in blocks of /%d); the node gives it up once no workload uses it", b.Node, p.Name, p.CIDR, p.BlockSize), Release{})
 		}
 	}
 }
 
-// around is the block that holds an address; nil for none.
-func (k *check) around(a netip.Addr) *model.Block {
-	i := slices.IndexFunc(k.Blocks, func(b model.Block) bool { return b.CIDR.Contains(a) })
-	if i < 0 {
-		return nil
+// lent tells whether the first is an address that is lent out of the second, or asked for.
+func lent(one, of *model.Block) bool {
+	return one.Lender != "" && one.Lender == of.Node || one.For != "" && one.Node == of.Node
+}
+
+// around is the smallest block that holds an address; nil for none.
+func (k *check) around(a netip.Addr) (around *model.Block) {
+	for i := range k.Blocks {
+		if b := &k.Blocks[i]; b.CIDR.Contains(a) && (around == nil || around.CIDR.Bits() < b.CIDR.Bits()) {
+			around = b
+		}
 	}
-	return &k.Blocks[i]
+	return around
 }
 
 func (k *check) endpoints() {
@@ -189,7 +195,7 @@ func (k *check) local() {
 		}
 	}
 	for _, b := range k.Blocks {
-		if b.Node == l.Node && !slices.ContainsFunc(l.Blocks, func(o model.Block) bool { return o.CIDR == b.CIDR }) {
+		if b.Node == l.Node && b.For == "" && !slices.ContainsFunc(l.Blocks, func(o model.Block) bool { return o.CIDR == b.CIDR }) {
 			k.find(FindStray, "block "+b.CIDR.String(), fmt.Sprintf("the store has it as node %q's, which does not use it", l.Node), Release{})
 		}
 	}

@@ -32,6 +32,21 @@ func TestBooksThatFitHaveNoFinding(t *testing.T) {
 	}
 }
 
+func TestLentAddressesFit(t *testing.T) {
+	b := books()
+	b.Blocks = append(b.Blocks,
+		model.Block{CIDR: netip.MustParsePrefix("10.0.0.9/32"), Pool: "a", Node: "n2", Lender: "n1"},
+		model.Block{CIDR: netip.MustParsePrefix("10.0.0.10/32"), Pool: "a", Node: "n1", For: "n2"})
+	b.Endpoints = append(b.Endpoints, model.Endpoint{Node: "n2", Link: "hd3", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.9")}})
+	if found := Check(b); len(found) > 0 {
+		t.Errorf("found %+v", found)
+	}
+	b.Blocks[2].Lender = "n3"
+	if found := Check(b); len(found) != 1 || found[0].What != FindDouble {
+		t.Errorf("found %+v, want an address that its owner has not lent", found)
+	}
+}
+
 func TestCheckNamesWhatDoesNotFit(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil    func(*Books)

@@ -165,6 +165,11 @@ func Holds(p *model.Pool, b model.Block) bool {
 	return p.BlockSize == b.CIDR.Bits() && p.CIDR.Contains(b.CIDR.Addr())
 }
 
+// Has reports whether a node may use a block of its own now: one that the pool has, or a single address that is lent.
+func Has(p *model.Pool, b model.Block) bool {
+	return Holds(p, b) || b.Lender != "" && p.CIDR.Contains(b.CIDR.Addr())
+}
+
 // Low reports whether so few addresses are left of a node's blocks of a pool, of which each has size, that it
 // should claim the next block: then an ADD seldom waits for one.
 func Low(free, size uint64) bool { return free <= max(1, min(8, size/4)) }
@@ -191,7 +196,7 @@ func MayClaim(p *model.Pool, own []model.Block, s model.IPAM) error {
 		if b.Pool == p.Name && Holds(p, b) {
 			ofPool++
 		}
-		if b.Family() == p.Family() {
+		if b.Family() == p.Family() && b.Lender == "" {
 			ofFamily++
 		}
 	}

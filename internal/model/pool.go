@@ -193,6 +193,10 @@ type Block struct {
 	CIDR netip.Prefix `json:"cidr"`
 	Pool string       `json:"pool"`
 	Node string       `json:"node"`
+	// Lender is the node out of whose block a single address is lent to Node; empty: the block is Node's own.
+	Lender string `json:"lender,omitempty"`
+	// For is the node that asks Node to lend it this single address; empty: nobody does.
+	For string `json:"for,omitempty"`
 }
 
 // Kind implements Object.
@@ -215,6 +219,15 @@ func (b *Block) Validate() error {
 	}
 	if !ValidName(b.Node) {
 		return &FieldError{noun, "node", b.Node, "a node's name"}
+	}
+	for _, n := range []struct{ field, name string }{{"lender", b.Lender}, {"for", b.For}} {
+		switch {
+		case n.name == "":
+		case !ValidName(n.name) || n.name == b.Node:
+			return &FieldError{noun, n.field, n.name, "another node's name"}
+		case !b.CIDR.IsSingleIP():
+			return &FieldError{noun, n.field, n.name, "nothing: only single addresses are lent"}
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"sync"
 
 	"go.etcd.io/bbolt"
@@ -105,7 +106,7 @@ func (l *Ledger) writeTx(together []*change) error {
 		return err
 	}
 	defer tx.Rollback() //nolint:errcheck // after Commit it says that the transaction is over
-	b := &batch{l: l, tx: tx, workloads: map[string]*model.Workload{}, meta: map[string][]byte{}}
+	b := &batch{l: l, tx: tx, workloads: map[string]*model.Workload{}, meta: map[string][]byte{}, lent: map[netip.Addr]string{}}
 	for _, c := range together {
 		if c.err = c.ctx.Err(); c.err == nil {
 			c.err = c.apply(b)
@@ -139,6 +140,7 @@ type batch struct {
 	tx        *bbolt.Tx
 	workloads map[string]*model.Workload // nil: deleted
 	meta      map[string][]byte          // nil: deleted
+	lent      map[netip.Addr]string      // "": not any more
 	dirty     bool
 	err       error // the first failure to write; it fails the whole batch
 }
@@ -202,6 +204,13 @@ func (b *batch) publish() {
 			l.workloads[k] = cloned(*w)
 		}
 		l.sorted = nil
+	}
+	for addr, node := range b.lent {
+		if node == "" {
+			delete(l.lent, addr)
+		} else {
+			l.lent[addr] = node
+		}
 	}
 	for k, v := range b.meta {
 		if v == nil {

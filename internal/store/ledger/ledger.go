@@ -65,7 +65,8 @@ type Ledger struct {
 	coolDown  time.Duration
 	workloads map[string]model.Workload
 	meta      map[string][]byte
-	sorted    []model.Workload // of workloads, or nil when it must be made anew
+	lent      map[netip.Addr]string // to which node
+	sorted    []model.Workload      // of workloads, or nil when it must be made anew
 }
 
 // Ask is what a workload's addresses are taken of.

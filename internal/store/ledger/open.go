@@ -29,6 +29,7 @@ import (
 //	w/<container id>/<interface>   JSON of model.Workload
 //	c/<address>                    when it was released: nanoseconds since 1970, big endian
 //	b/<block>                      the address given out last
+//	l/<address>                    the node that it is lent to
 const (
 	recordsBucket  = "records"
 	metaBucket     = "meta"
@@ -36,6 +37,7 @@ const (
 	workloadPrefix = "w/"
 	coolingPrefix  = "c/"
 	blockPrefix    = "b/"
+	lentPrefix     = "l/"
 )
 
 // Open opens the ledger, or makes one when there is no file. The folder must exist. Errors: ErrInUse
@@ -146,14 +148,14 @@ func guarded(f func() error) (err error) {
 func (l *Ledger) load() error {
 	a := newAddresses(l.CoolDown())
 	a.taken = l.opts.Taken
-	workloads, meta := map[string]model.Workload{}, map[string][]byte{}
+	workloads, meta, lent := map[string]model.Workload{}, map[string][]byte{}, map[netip.Addr]string{}
 	err := l.db.View(func(tx *bbolt.Tx) error {
 		records, metas := tx.Bucket([]byte(recordsBucket)), tx.Bucket([]byte(metaBucket))
 		if tx.Bucket([]byte(formatBucket)) == nil || records == nil || metas == nil {
 			return fmt.Errorf("%w: not a ledger, or one of another version of heddle", ErrDamaged)
 		}
 		err := records.ForEach(func(k, v []byte) error {
-			if err := readRecord(a, workloads, string(k), v); err != nil {
+			if err := readRecord(a, workloads, lent, string(k), v); err != nil {
 				return fmt.Errorf("%w: record %q: %w", ErrDamaged, k, err)
 			}
 			return nil
@@ -172,11 +174,11 @@ func (l *Ledger) load() error {
 	l.addresses = a
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.workloads, l.meta, l.sorted = workloads, meta, nil
+	l.workloads, l.meta, l.lent, l.sorted = workloads, meta, lent, nil
 	return nil
 }
 
-func readRecord(a *addresses, workloads map[string]model.Workload, key string, value []byte) error {
+func readRecord(a *addresses, workloads map[string]model.Workload, lent map[netip.Addr]string, key string, value []byte) error {
 	if name, ok := strings.CutPrefix(key, workloadPrefix); ok {
 		var w model.Workload
 		if err := json.Unmarshal(value, &w); err != nil {
@@ -212,6 +214,18 @@ func readRecord(a *addresses, workloads map[string]model.Workload, key string, v
 		}
 		a.last[p], err = netip.ParseAddr(string(value))
 		return err
+	}
+	if name, ok := strings.CutPrefix(key, lentPrefix); ok {
+		addr, err := netip.ParseAddr(name)
+		if err != nil {
+			return err
+		}
+		if other, used := a.owner[addr]; used {
+			return fmt.Errorf("address %s belongs to %q already", addr, other)
+		}
+		lent[addr] = string(value)
+		a.owner[addr] = lentTo(lent[addr])
+		return nil
 	}
 	return errors.New("unknown kind of record")
 }
