@@ -185,6 +185,57 @@ func TestPodsStopWhereTheLimitOfBlocksIs(t *testing.T) {
 	}
 }
 
+// TestNodeWithoutABlockToClaimBorrowsAddresses: three blocks for three nodes, and more pods on one of them than its
+// block holds.
+func TestNodeWithoutABlockToClaimBorrowsAddresses(t *testing.T) {
+	for _, backend := range []string{"host-gw", "vxlan"} {
+		t.Run(backend, func(t *testing.T) {
+			three := `{"Network":"10.244.0.0/27","SubnetLen":29,"SubnetMin":"10.244.0.0","SubnetMax":"10.244.0.16","Backend":{"Type":"` + backend + `"}}`
+			ctx, l := up(t, "flat", three, func(s *lab.Spec) { s.Attachment, s.Pods = "routed", 3 })
+			s := storeOf(ctx, t, l)
+			change(ctx, t, l, s, func(p *model.Pool) { p.MaxBlocks = 4 })
+			borrowed := 0
+			for i := range 6 { // with the one that is there, seven
+				p, err := l.AddPod(ctx, "n1", fmt.Sprintf("more%d", i))
+				if err != nil {
+					t.Fatal(err)
+				}
+				a := p.Address(model.IPv4)
+				if !slices.ContainsFunc(blocksOf(ctx, t, l, "n1", model.IPv4), func(b netip.Prefix) bool { return b.Bits() == 29 && b.Contains(a) }) {
+					borrowed++
+				}
+			}
+			if borrowed != 2 {
+				t.Errorf("%d pods of n1 have addresses of other nodes' blocks, want two", borrowed)
+			}
+			for i := range 8 { // until the lenders' own blocks are full: none of theirs is one that they have lent
+				_, err := l.AddPod(ctx, []string{"n2", "n3"}[i%2], fmt.Sprintf("their%d", i))
+				if err != nil {
+					break
+				}
+			}
+			seen := map[netip.Addr]string{}
+			for _, p := range pods(t, l) {
+				if other, twice := seen[p.Address(model.IPv4)]; twice {
+					t.Errorf("%s and %s both have %s", p.Name, other, p.Address(model.IPv4))
+				}
+				seen[p.Address(model.IPv4)] = p.Name
+			}
+			for _, to := range pods(t, l) {
+				for _, from := range []string{"p1", "p2", "p3", "more5"} {
+					eventually(t, 20*time.Second, from+" reaches "+to.Name, func() error {
+						_, err := l.Exec(ctx, from, "ping", "-c1", "-W1", to.Address(model.IPv4).String())
+						return err
+					})
+				}
+			}
+			if out := run(ctx, t, l, "n1", "heddle", "ipam", "show"); !strings.Contains(out, "lent by") {
+				t.Errorf("%s\nwant the loans named", out)
+			}
+		})
+	}
+}
+
 // TestPoolThatIsDisabledDrains: its pods stay, and new ones come from elsewhere.
 func TestPoolThatIsDisabledDrains(t *testing.T) {
 	ctx, l := up(t, "flat", small, func(s *lab.Spec) { s.Pods = 2 })
