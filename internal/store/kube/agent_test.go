@@ -127,10 +127,12 @@ func TestAgentInALargeCluster(t *testing.T) {
 	if err := l.create(networkPolicies, allowMarked(local.Namespace)); err != nil {
 		t.Fatal(err)
 	}
-	conf, err := os.ReadFile(filepath.Join(dir, "cni", "05-heddle.conflist"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	var conf []byte
+	until(t, "the runtime is told", func() (told bool) {
+		var err error
+		conf, err = os.ReadFile(filepath.Join(dir, "cni", "05-heddle.conflist"))
+		return err == nil
+	})
 	var list struct {
 		Plugins []map[string]any `json:"plugins"`
 	}
