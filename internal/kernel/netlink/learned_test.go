@@ -103,11 +103,13 @@ func TestKernelWithoutIPIPIsNamed(t *testing.T) {
 	}{
 		{
 			plan.Link{Name: "tunl0", Kind: plan.LinkIPIP, Alias: "heddle:ipip", MTU: 1480, IPIP: &plan.IPIPDevice{Local: netip.MustParseAddr("192.168.0.4")}},
-			plan.Route{Dst: netip.MustParsePrefix("10.9.0.0/24"), Via: netip.MustParseAddr("192.168.9.9"), Link: "tunl0", OnLink: true}, "ipip remote 192.0.2.1",
+			plan.Route{Dst: netip.MustParsePrefix("10.9.0.0/24"), Via: netip.MustParseAddr("192.168.9.9"), Link: "tunl0", OnLink: true},
+			"ipip remote 192.0.2.1",
 		},
 		{
 			plan.Link{Name: "tunl6", Kind: plan.LinkIPIP, Alias: "heddle:ipip", MTU: 1460, IPIP: &plan.IPIPDevice{Local: netip.MustParseAddr("fd00:192::4")}},
-			plan.Route{Dst: netip.MustParsePrefix("fd00:9::/64"), Encap: netip.MustParseAddr("fd00:192:9::9"), Link: "tunl6"}, "ip6tnl remote 2001:db8::1",
+			plan.Route{Dst: netip.MustParsePrefix("fd00:9::/64"), Encap: netip.MustParseAddr("fd00:192:9::9"), Link: "tunl6"},
+			"ip6tnl remote 2001:db8::1",
 		},
 	} {
 		_, err := node.try(strings.Fields("ip link add probe type " + c.kind)...)
