@@ -210,6 +210,11 @@ func TestWhatIsAnnouncedAndBelieved(t *testing.T) {
 	if _, ok, why := p.Believe(&p.Neighbors[0], lent); !ok {
 		t.Error("what was lent is not believed:", why)
 	}
+	p.Lent = append(p.Lent, pfx("192.168.0.1/32"))
+	lent.Prefix = pfx("192.168.0.1/32")
+	if _, ok, _ := p.Believe(&p.Neighbors[0], lent); ok {
+		t.Error("this node's own address was lent")
+	}
 	lent.Prefix = pfx("10.244.0.8/32")
 	if _, ok, _ := p.Believe(&p.Neighbors[0], lent); ok {
 		t.Error("what was not lent is believed")
@@ -245,6 +250,9 @@ func TestWhatCannotBeHonouredIsAProblem(t *testing.T) {
 			n, config := network(2), mesh()
 			c.change(n, &config)
 			p, problems := Build(Input{Self: &n.Nodes[0], Cluster: n, Config: config})
+			if c.code == "bgp-password" && slices.ContainsFunc(p.Neighbors, func(n Neighbor) bool { return n.PasswordRef != "" }) {
+				t.Error("a session without its password:", sessions(p))
+			}
 			if p == nil || len(problems) != 1 || problems[0].Code != c.code || !strings.Contains(problems[0].Detail, c.detail) || problems[0].Next == "" {
 				t.Errorf("got %+v", problems)
 			}
@@ -293,6 +301,21 @@ func TestElectedReflectorsStandForALargeMesh(t *testing.T) {
 		total, _, chosen := count(c.n, c.elected)
 		if total != c.sessions || len(chosen) != c.reflected {
 			t.Errorf("%d nodes: %d sessions, want %d; reflectors %v", c.n, total, c.sessions, chosen)
+		}
+	}
+	// Nodes of another AS are apart from the election.
+	others := network(103)
+	others.Nodes[7].ASN, others.Nodes[8].ASN = 65001, 65002
+	all := plans(t, others, mesh(), false)
+	for i, n := range others.Nodes {
+		p := all[n.Name]
+		if own := i == 7 || i == 8; own && (len(p.Neighbors) != 102 || p.ClusterID.IsValid()) || !own && !p.ClusterID.IsValid() && len(p.Neighbors) != 4 {
+			t.Errorf("%s: %d neighbours", n.Name, len(p.Neighbors))
+		}
+		for _, m := range p.Neighbors {
+			if far := m.Kind(p.ASN) == External; far != (m.Multihop > 1) {
+				t.Errorf("%s: %+v", n.Name, m)
+			}
 		}
 	}
 	config := mesh()

@@ -186,6 +186,7 @@ func TestConditionsOfARule(t *testing.T) {
 		{"in, of a length", Rule{CIDR: pfx("10.0.0.0/8"), Match: MatchIn, MinLength: ptr(24), MaxLength: ptr(24)}, true},
 		{"in, too short", Rule{CIDR: pfx("10.0.0.0/8"), Match: MatchIn, MinLength: ptr(25)}, false},
 		{"in, too long", Rule{CIDR: pfx("10.0.0.0/8"), Match: MatchIn, MaxLength: ptr(23)}, false},
+		{"not equal, of another length", Rule{CIDR: pfx("10.1.0.0/24"), Match: MatchNotEqual, MinLength: ptr(25)}, true},
 		{"not in with that length", Rule{CIDR: pfx("10.0.0.0/8"), Match: MatchNotIn, MaxLength: ptr(23)}, true},
 		{"a length alone", Rule{MinLength: ptr(25)}, false},
 		{"a community", Rule{Communities: []Community{b}}, true},

@@ -357,10 +357,34 @@ func TestBlocksAreInIPPools(t *testing.T) {
 	if m := c.missing([]model.Kind{model.KindPool, model.KindBlock}); m != nil {
 		t.Errorf("with an IPPool: %v", m)
 	}
-	locked(c, func() { s.replace(src, []*thin{setting("a", `{"cidr":"10.8.0.0/16"}`)}) })
+	locked(c, func() { s.take(src, setting("b", `{"cidr":"10.9.0.0/16"}`), true) })
 	blocks("")
-	locked(c, func() { s.take(src, setting("a", `{"cidr":"10.8.0.0/16"}`), true) })
+	locked(c, func() { s.take(src, setting("b", `{"cidr":"10.9.0.0/16"}`), false) })
+	blocks("b 10.9.1.0/24 n1")
+	locked(c, func() { s.replace(src, nil) })
+	blocks("")
 	if m := c.missing([]model.Kind{model.KindPool, model.KindBlock}); m == nil {
 		t.Error("without any pool: nothing is missing")
+	}
+}
+
+// What people change of a Node object is told, also when the agent there says nothing new.
+func TestLabelsAndPlaceInBGPOfANodeAreTold(t *testing.T) {
+	c := newTestCatalog(t)
+	facts := &nodeFacts{said: said{node: `{"name":"n1","address4":"192.168.0.1"}`}}
+	for _, change := range []func(*nodeFacts){
+		func(f *nodeFacts) { f.labels = map[string]string{"rack": "1"} },
+		func(f *nodeFacts) { f.labels = map[string]string{"rack": "2"} },
+		func(f *nodeFacts) { f.asn = 65001 },
+		func(f *nodeFacts) { f.cluster = netip.MustParseAddr("244.0.0.1") },
+	} {
+		now := *facts
+		change(&now)
+		facts = &now
+		locked(c, func() { c.takeNode("n1", facts) })
+		n, _ := get[*model.Node](t, c, model.KindNode, "n1")
+		if n.Labels["rack"] != facts.labels["rack"] || n.ASN != facts.asn || n.ClusterID != facts.cluster {
+			t.Errorf("got %+v, want %+v", n, facts)
+		}
 	}
 }
