@@ -21,8 +21,9 @@ const blockPatience = 10 * time.Second
 // blockAsk is an ADD that waits for a block of a pool.
 type blockAsk struct {
 	pool string
-	// just is the only one that will do; the zero Prefix: any that is not in tried.
+	// just is the only one that will do; the zero Prefix: any that is not in tried. of is the node that has to lend it.
 	just  netip.Prefix
+	of    string
 	tried []netip.Prefix
 	// asked is an address that another node was asked to lend, loans how often one was.
 	asked  netip.Prefix
@@ -107,7 +108,7 @@ func (k *keeping) claimAsked(ctx context.Context) {
 			continue
 		}
 		err := k.claimOrBorrow(ctx, p, q)
-		if errors.Is(err, store.ErrUnavailable) || errors.Is(err, context.Canceled) || errors.Is(err, store.ErrConflict) {
+		if errors.Is(err, store.ErrUnavailable) || errors.Is(err, context.Canceled) || errors.Is(err, store.ErrConflict) || errors.Is(err, errBlockTaken) {
 			err = cni.Errorf(cni.CodeTryAgainLater, "%v", err)
 		}
 		if err != nil {

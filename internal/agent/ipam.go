@@ -119,7 +119,7 @@ func (a *Agent) placeNow(ctx context.Context, s *state, w model.Workload) (got m
 	if err != nil {
 		return w, false, nil, err
 	}
-	if next, err = lacking(s, pools, ask, a.Config.Node); next != nil || err != nil {
+	if next, err = a.lacking(s, pools, ask); next != nil || err != nil {
 		return w, false, next, err
 	}
 	if w.MAC != "" {
@@ -199,7 +199,7 @@ func (a *Agent) choose(ctx context.Context, s *state, w *model.Workload) (pools 
 
 // lacking are the blocks without which there is no use in looking: those around addresses that are asked for, and one of
 // a family of which the workload may have an address and this node has no block yet.
-func lacking(s *state, pools []model.Pool, ask ledger.Ask, node string) ([]*blockAsk, error) {
+func (a *Agent) lacking(s *state, pools []model.Pool, ask ledger.Ask) ([]*blockAsk, error) {
 	for _, addr := range ask.Fixed {
 		if slices.ContainsFunc(ask.Blocks, func(p netip.Prefix) bool { return p.Contains(addr) }) {
 			continue
@@ -207,9 +207,18 @@ func lacking(s *state, pools []model.Pool, ask ledger.Ask, node string) ([]*bloc
 		i := slices.IndexFunc(pools, func(p model.Pool) bool { return p.CIDR.Contains(addr) })
 		block := ipam.BlockOf(&pools[i], addr)
 		for _, b := range s.input.Cluster.Blocks {
-			if b.CIDR.Overlaps(block) && b.Node != node {
-				return nil, cni.Errorf(cni.CodeInvalidConfig, "address %s: it is in block %s of node %q, and who names an address gets it on its own node only: run the workload there, or ask for another address", addr, b.CIDR, b.Node)
+			if !b.CIDR.Overlaps(block) || b.Node == a.Config.Node || b.CIDR.IsSingleIP() && b.CIDR.Addr() != addr {
+				continue
 			}
+			err := fmt.Errorf("address %s: it is in block %s of node %q", addr, b.CIDR, b.Node)
+			why := a.noLoans(&pools[i])
+			if why == "" && poolHolds(&pools[i], b) {
+				return []*blockAsk{{pool: pools[i].Name, just: netip.PrefixFrom(addr, addr.BitLen()), of: b.Node}}, err
+			}
+			if why == "" {
+				why = "which has it already"
+			}
+			return nil, cni.Errorf(cni.CodeInvalidConfig, "%v; %s: run the workload there, or ask for another address", err, why)
 		}
 		return []*blockAsk{{pool: pools[i].Name, just: block}}, fmt.Errorf("address %s: this node does not have its block %s", addr, block)
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/heddle-net/heddle/internal/cni"
 	"github.com/heddle-net/heddle/internal/ipam"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
@@ -31,23 +32,34 @@ var errNoLoan = errors.New("no other node of the pool lends an address")
 
 // claimOrBorrow gets what an ADD waits for, or asks for it: then nil, and the answer comes by the store.
 func (k *keeping) claimOrBorrow(ctx context.Context, p *model.Pool, q *blockAsk) error {
+	if q.of != "" {
+		return k.borrow(ctx, p, q)
+	}
 	err := k.claimOf(ctx, p, q.just)
 	var limit *ipam.BlocksFullError
 	if err == nil || q.just.IsValid() || !errors.Is(err, ipam.ErrPoolFull) && !errors.As(err, &limit) {
 		return err
 	}
-	switch {
-	case k.set.StrictAffinity:
-		return fmt.Errorf("%w; strictAffinity keeps it from borrowing an address", err)
-	case k.Config.Attachment != model.AttachRouted:
-		return fmt.Errorf("%w; addresses of other nodes can be borrowed in the style routed only", err)
-	case p.Blocks() == 1:
-		return err
+	if why := k.noLoans(p); why != "" {
+		return fmt.Errorf("%w; %s", err, why)
 	}
 	if berr := k.borrow(ctx, p, q); berr != nil {
 		return fmt.Errorf("%w; %w", err, berr)
 	}
 	return nil
+}
+
+// noLoans says why this node borrows no address of a pool; "" when it does.
+func (a *Agent) noLoans(p *model.Pool) string {
+	switch {
+	case p.Blocks() == 1:
+		return "of this pool each node has one block, and lends nothing of it"
+	case a.ipamSettings().StrictAffinity:
+		return "strictAffinity keeps nodes from lending addresses"
+	case a.Config.Attachment != model.AttachRouted:
+		return "addresses of other nodes can be borrowed in the style routed only"
+	}
+	return ""
 }
 
 // borrow asks one node after the other, as long as each refuses.
@@ -64,6 +76,12 @@ func (k *keeping) borrow(ctx context.Context, p *model.Pool, q *blockAsk) error 
 	}
 	for ; q.loans < mostLoans; q.loans++ {
 		b, ok := k.choose(p)
+		if q.of != "" {
+			b, ok = model.Block{CIDR: q.just, Pool: p.Name, Node: q.of, For: k.Config.Node}, q.loans == 0
+		}
+		if !ok && q.of != "" {
+			return cni.Errorf(cni.CodeTryAgainLater, "address %s: node %q, whose block it is in, does not lend it: somebody has it, or it rests or is reserved", q.just.Addr(), q.of)
+		}
 		if !ok {
 			return errNoLoan
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
+	"github.com/heddle-net/heddle/internal/store/ledger"
 	"github.com/heddle-net/heddle/internal/store/memory"
 )
 
@@ -32,6 +33,7 @@ func neighbours(t *testing.T) (s store.Store, full, rich *Agent) {
 			t.Fatal(err)
 		}
 	}
+	look(t, full, s) // of its neighbour, too
 	fill(t, full, 5)
 	return s, full, rich
 }
@@ -39,7 +41,11 @@ func neighbours(t *testing.T) (s store.Store, full, rich *Agent) {
 // addFull is an ADD on a node whose blocks are full; turns are those that loops take meanwhile.
 func addFull(t *testing.T, a *Agent, id string, turns func()) (model.Workload, error) {
 	t.Helper()
-	w := model.Workload{ContainerID: id, IfName: "eth0"}
+	return addAs(t, a, model.Workload{ContainerID: id, IfName: "eth0"}, turns)
+}
+
+func addAs(t *testing.T, a *Agent, w model.Workload, turns func()) (model.Workload, error) {
+	t.Helper()
 	st := a.snapshot()
 	got, _, next, err := a.placeNow(context.Background(), &st, w)
 	if len(next) == 0 {
@@ -154,5 +160,34 @@ func TestBlockOutOfWhichAnAddressIsLentIsKept(t *testing.T) {
 	}
 	if got := rich.snapshot().blocks; len(got) != 1 || !slices.ContainsFunc(got, func(b model.Block) bool { return b.CIDR.Contains(w.Addresses[0]) }) {
 		t.Errorf("blocks %v, want the one of %v kept", got, w.Addresses)
+	}
+}
+
+func TestAddressOfAnotherNodesBlockIsLentToWhoAsksForItByName(t *testing.T) {
+	s, full, rich := neighbours(t)
+	named := rich.snapshot().blocks[0].CIDR.Addr().Next().Next().Next()
+	ask := func(id string) (model.Workload, error) {
+		w := model.Workload{ContainerID: id, IfName: "eth0", Wishes: &model.Wishes{Addresses: []netip.Addr{named}}}
+		return addAs(t, full, w, func() {
+			for range 3 {
+				look(t, full, s)
+				look(t, rich, s)
+			}
+		})
+	}
+	w, err := ask("guest")
+	if err != nil || len(w.Addresses) != 1 || w.Addresses[0] != named {
+		t.Fatalf("got %v, %v: want %s", w.Addresses, err, named)
+	}
+	if rich.ledger.Lent()[named] != "full" {
+		t.Errorf("lent %v", rich.ledger.Lent())
+	}
+	named = named.Next()
+	w = model.Workload{ContainerID: "home", IfName: "eth0"}
+	if _, _, err := rich.ledger.Take(context.Background(), w, ledger.Ask{Blocks: prefixes(rich.snapshot().blocks), Fixed: []netip.Addr{named}}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ask("late"); err == nil || !strings.Contains(err.Error(), `node "rich", whose block it is in, does not lend it`) {
+		t.Errorf("error %v for an address in use, want a refusal that names the node", err)
 	}
 }

@@ -69,15 +69,22 @@ func TestWorkloadGetsTheAddressTheMACAndThePoolItAsksFor(t *testing.T) {
 			run(ctx, t, l, p.Name, "ping", "-c1", "-W5", to)
 		}
 	}
-	if out, err := plugin(ctx, t, l, "n2", "ADD", "abroad", "IP=10.244.0.101", ""); err == nil || !strings.Contains(out, `10.244.0.96/29 of node \"n1\"`) {
-		t.Errorf("%v\n%s\nwant the node that has the block", err, out)
+	// In the block of another node, which lends it.
+	if out, err := plugin(ctx, t, l, "n2", "ADD", "abroad", "IP=10.244.0.101", ""); err != nil || !strings.Contains(out, `"10.244.0.101/32"`) {
+		t.Errorf("%v\n%s\nwant the address of n1's block", err, out)
+	}
+	for _, p := range pods(t, l) {
+		eventually(t, 20*time.Second, p.Name+" reaches the borrowed address", func() error {
+			_, err := l.Exec(ctx, p.Name, "ping", "-c1", "-W1", "10.244.0.101")
+			return err
+		})
 	}
 
 	// People look at it.
 	for args, want := range map[string]string{
 		"show":                        "fast",
 		"show --ip 10.244.0.100":      "block 10.244.0.96/29 of node n1\nfixed on node n1 has it",
-		"show --block 10.244.0.96/29": "1 in use, 0 cooling down, 4 free\n10.244.0.100",
+		"show --block 10.244.0.96/29": "2 in use, 0 cooling down, 3 free\n10.244.0.100",
 	} {
 		eventually(t, 30*time.Second, "heddle ipam "+args, func() error {
 			out, err := l.Exec(ctx, "n1", append([]string{"heddle", "ipam"}, strings.Fields(args)...)...)
@@ -86,6 +93,9 @@ func TestWorkloadGetsTheAddressTheMACAndThePoolItAsksFor(t *testing.T) {
 			}
 			return nil
 		})
+	}
+	if out, err := plugin(ctx, t, l, "n2", "DEL", "abroad", "", ""); err != nil {
+		t.Errorf("DEL abroad: %v\n%s", err, out)
 	}
 	for name := range map[string]bool{"fixed": true, "pool": true, "reserved": true} {
 		if out, err := plugin(ctx, t, l, "n1", "DEL", name, "", ""); err != nil {
