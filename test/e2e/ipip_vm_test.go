@@ -22,13 +22,15 @@ const ipipMixed = `{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"f
 const patience = 3 * time.Minute
 
 // slowUp is up for a slow machine: a lab gives agents a minute to start, which is not always enough there.
-func slowUp(t *testing.T, top lab.Topology, netConf string, pods int) (ctx context.Context, l *lab.Lab) {
+func slowUp(t *testing.T, spec lab.Spec) (ctx context.Context, l *lab.Lab) {
 	t.Helper()
 	bin := harness.Build(t)
+	spec.Heddle, spec.CNI, spec.Pods = bin.Heddle, bin.Plugin, len(spec.Topology.Nodes)
 	ctx, cancel := context.WithTimeout(context.Background(), 13*time.Minute)
 	for try := 1; l == nil; try++ {
 		var err error
-		l, err = lab.Up(ctx, lab.Spec{Name: harness.Name("e2e"), Topology: top, NetConf: netConf, Heddle: bin.Heddle, CNI: bin.Plugin, Pods: pods})
+		spec.Name = harness.Name("e2e")
+		l, err = lab.Up(ctx, spec)
 		if err != nil && try == 4 {
 			cancel()
 			t.Fatal(err)
@@ -93,7 +95,7 @@ func streamBroke(text string) error {
 // changeTo sets a network and waits until all nodes reach each other as told.
 func changeTo(ctx context.Context, t *testing.T, l *lab.Lab, conf string, path func(from, to string) model.Path) {
 	t.Helper()
-	setNetConf(ctx, t, l, conf)
+	eventually(t, patience, "set", func() error { return l.SetNetConf(ctx, conf) })
 	for _, n := range l.Nodes() {
 		want := map[string]model.Path{}
 		for _, other := range l.Nodes() {
@@ -106,21 +108,34 @@ func changeTo(ctx context.Context, t *testing.T, l *lab.Lab, conf string, path f
 	}
 }
 
+// tryApply is apply where the store may be too busy to answer in time.
+func tryApply(ctx context.Context, l *lab.Lab, objects string) error {
+	cmd, err := l.Command(ctx, l.Nodes()[0], "heddle", "apply", "-f", "-")
+	if err != nil {
+		return err
+	}
+	cmd.Stdin = strings.NewReader(objects)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("heddle apply: %w: %s", err, out)
+	}
+	return nil
+}
+
 func only(p model.Path) func(string, string) model.Path {
 	return func(string, string) model.Path { return p }
 }
 
-// TestChangesToAndFromIPIPLoseNoConnection on a running network: vxlan → ipip → host-gw → ipip → vxlan.
+// TestChangesToAndFromIPIPLoseNoConnection on a running network: vxlan → ipip → host-gw → vxlan.
 func TestChangesToAndFromIPIPLoseNoConnection(t *testing.T) {
 	top := mustTopology(t, "flat")
 	top.Nodes = top.Nodes[:2]
-	ctx, l := slowUp(t, top, vxlan, 2)
+	ctx, l := slowUp(t, lab.Spec{Topology: top, NetConf: vxlan})
 	all := pods(t, l)
-	ld := slowLoad(ctx, t, l, all[0], all[1], 100)
+	ld := slowLoad(ctx, t, l, all[0], all[1], 60)
 	for _, step := range []struct {
 		conf string
 		path model.Path
-	}{{ipip, model.PathIPIP}, {hostGW, model.PathDirect}, {ipip, model.PathIPIP}, {vxlan, model.PathVXLAN}} {
+	}{{ipip, model.PathIPIP}, {hostGW, model.PathDirect}, {vxlan, model.PathVXLAN}} {
 		time.Sleep(5 * time.Second)
 		changeTo(ctx, t, l, step.conf, only(step.path))
 	}
@@ -134,10 +149,30 @@ func TestChangesToAndFromIPIPLoseNoConnection(t *testing.T) {
 	ld.done(t)
 }
 
+// TestChangesBetweenIPIPAndBGPLoseNoConnection, said in Calico's words: vxlan → IP in IP → BGP without encapsulation,
+// and vxlan again. Nothing changes path before BGP has told of the blocks.
+func TestChangesBetweenIPIPAndBGPLoseNoConnection(t *testing.T) {
+	top := mustTopology(t, "flat")
+	top.Nodes = top.Nodes[:2]
+	ctx, l := slowUp(t, lab.Spec{Topology: top, Objects: ipPools("vxlanMode: Always"), Attachment: string(model.AttachRouted)})
+	all := pods(t, l)
+	ld := slowLoad(ctx, t, l, all[0], all[1], 60)
+	for _, step := range []struct {
+		how  string
+		path model.Path
+	}{{"ipipMode: Always", model.PathIPIP}, {unencapsulated, model.PathBGP}, {"vxlanMode: Always", model.PathVXLAN}} {
+		time.Sleep(5 * time.Second)
+		eventually(t, patience, "applied", func() error { return tryApply(ctx, l, ipPools(step.how)) })
+		took := eventually(t, patience, step.how, func() error { return allPathsAre(ctx, l, step.path) })
+		t.Logf("everybody sends by %s after %s", step.path, took.Round(time.Millisecond))
+	}
+	ld.done(t)
+}
+
 // TestIPIPBetweenSegmentsOnly: walkthrough G with real pods. Protocols 4 and 41 are seen at the router between the
 // segments when they should be, and never between two nodes of one segment.
 func TestIPIPBetweenSegmentsOnly(t *testing.T) {
-	ctx, l := slowUp(t, mustTopology(t, "two-segments"), ipipMixed, 3)
+	ctx, l := slowUp(t, lab.Spec{Topology: mustTopology(t, "two-segments"), NetConf: ipipMixed})
 	near := func(a, b string) model.Path {
 		if a == "n3" || b == "n3" {
 			return model.PathIPIP
