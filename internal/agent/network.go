@@ -16,10 +16,12 @@ import (
 	"github.com/heddle-net/heddle/internal/peering"
 )
 
-// written is what people wrote about the network in Calico's words, translated once per change.
+// written is what people wrote about the network in Calico's words, translated once per change. What is spoilt
+// counts as it was before.
 type written struct {
 	mu       sync.Mutex
 	settings []model.Setting
+	reader   calico.Reader
 	net      calico.Net
 	problems []model.Problem
 }
@@ -29,7 +31,7 @@ func (w *written) read(settings []model.Setting) (calico.Net, []model.Problem) {
 	defer w.mu.Unlock()
 	if w.net.Nodes == nil || !sameList(settings, w.settings) {
 		w.settings = settings
-		w.net, w.problems = calico.Network(settings)
+		w.net, w.problems = w.reader.Network(settings)
 	}
 	return w.net, w.problems
 }

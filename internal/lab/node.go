@@ -88,7 +88,8 @@ func (l *Lab) writeConfig(n *NodeAt) error {
 		BGP    config.BGP        `json:"bgp,omitzero"`
 	}{
 		config.Store{Type: config.StoreEtcd, CA: pkiFile("ca.crt"), Cert: pkiFile("agent.crt"), Key: pkiFile("agent.key")},
-		n.Labels, config.BGP{ASN: n.ASN, ClusterID: n.ClusterID},
+		n.Labels,
+		config.BGP{ASN: n.ASN, ClusterID: n.ClusterID},
 	}
 	for i := range l.Spec.Topology.Nodes {
 		if m := &l.Spec.Topology.Nodes[i]; m.Store {
