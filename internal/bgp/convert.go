@@ -21,7 +21,7 @@ const (
 	// deferral is how long a restarted speaker waits for all its neighbours before it tells what it knows itself
 	// (RFC 4724 section 4.1). Reflectors wait longer: what they have not yet heard from one client, others lose.
 	deferral          = 5 * time.Second
-	deferralReflector = 30 * time.Second
+	deferralReflector = 10 * time.Second
 )
 
 // peer is a neighbour in gobgp's words. restarting: this is the first session since the start.

@@ -217,7 +217,13 @@ func newAgent(t *testing.T, p peering.Plan) *agent {
 		}
 	}
 	a.start()
-	t.Cleanup(a.kill)
+	t.Cleanup(func() {
+		a.kill()
+		if t.Failed() {
+			b, _ := os.ReadFile(filepath.Join(a.dir, "log"))
+			t.Logf("agent %s: %s", p.RouterID, tail(b))
+		}
+	})
 	return a
 }
 
