@@ -37,12 +37,14 @@ func (a *Agent) writeSubnetFile(p *plan.Plan) error {
 	env := flannel.SubnetEnv{MTU: p.MTU, IPMasq: a.Config.Masquerade != nil && *a.Config.Masquerade}
 	for _, b := range s.blocks {
 		for _, pool := range a.clusterPools() {
-			if pool.Name != b.Pool {
+			if pool.Name != b.Pool || b.Lender != "" {
 				continue
 			}
-			if b.Family() == model.IPv4 {
+			// The format has one of each family: the first.
+			switch {
+			case b.Family() == model.IPv4 && !env.Subnet.IsValid():
 				env.Network, env.Subnet = pool.CIDR, b.CIDR
-			} else {
+			case b.Family() == model.IPv6 && !env.IPv6Subnet.IsValid():
 				env.IPv6Network, env.IPv6Subnet = pool.CIDR, b.CIDR
 			}
 		}
