@@ -30,6 +30,10 @@ func TestAgentsAreReplacedAndKilledWithoutAFailedRequest(t *testing.T) {
 	for range 2 { // more often, and the kubelet makes the next wait for minutes
 		for _, node := range l.Nodes() {
 			killAgent(ctx, t, l, node)
+			// The kubelet has seen that there was no network, or will not any more: a Service has no pods when
+			// both nodes are without.
+			time.Sleep(5 * time.Second)
+			kubectl(ctx, t, l, "wait", "--for=condition=Ready", "node", "--all", "--timeout=2m")
 		}
 	}
 	for _, load := range loads {
