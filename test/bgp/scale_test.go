@@ -297,9 +297,9 @@ log "DIR/log" all;
 router id %[1]s;
 protocol device { scan time 10; }
 protocol direct { ipv4; }
-template bgp rr { local %[1]s as 64512; multihop; graceful restart on; connect delay time 1; ipv4 { import all; export none; }; }
-protocol bgp r1 from rr { neighbor %[2]s as 64512; }
-protocol bgp r2 from rr { neighbor %[3]s as 64512; }
+template bgp up { local %[1]s as 64512; multihop; graceful restart on; connect delay time 1; ipv4 { import all; export none; }; }
+protocol bgp r1 from up { neighbor %[2]s as 64512; }
+protocol bgp r2 from up { neighbor %[3]s as 64512; }
 `, at(104), where[0], where[1])
 		d := newDaemon(t, bird, 104, map[string]string{"bird.conf": conf})
 		total := regexp.MustCompile(`(\d+) of \d+ routes for`)
