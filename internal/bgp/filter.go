@@ -84,9 +84,17 @@ func (r *ruleset) believe(p *peering.Plan) {
 		hops := &api.Conditions{NextHopInList: badHops(f, p.Listen), AfiSafiIn: safi(f)}
 		r.imports = append(r.imports, &api.Statement{Name: r.next(peering.Import), Conditions: hops, Actions: reject()})
 	}
-	own := map[model.Family][]*api.Prefix{}
+	own, hosts := map[model.Family][]*api.Prefix{}, map[model.Family][]*api.Prefix{}
 	for _, x := range p.Own {
-		own[family(x)] = append(own[family(x)], overlapping(x)...)
+		of := own
+		if x.IsSingleIP() {
+			of = hosts
+		}
+		of[family(x)] = append(of[family(x)], overlapping(x)...)
+	}
+	lent := map[model.Family][]netip.Prefix{}
+	for _, x := range p.Lent {
+		lent[family(x)] = append(lent[family(x)], x)
 	}
 	pools := map[model.Family][]*api.Prefix{}
 	for _, x := range p.Believed {
@@ -115,6 +123,25 @@ func (r *ruleset) believe(p *peering.Plan) {
 		}
 		for _, f := range families {
 			add(&api.Conditions{PrefixSet: r.prefixes([]*api.Prefix{inside(everything(f), 0, 0)}), AfiSafiIn: safi(f)}, reject())
+			if len(hosts[f]) > 0 {
+				add(&api.Conditions{PrefixSet: r.prefixes(hosts[f]), AfiSafiIn: safi(f)}, reject())
+			}
+			// What is lent to another lies in an own block, and is that other's all the same.
+			var given []*api.Prefix
+			for _, x := range lent[f] {
+				if !k.node {
+					given = append(given, inside(x, 0, 128))
+					continue
+				}
+				for _, pool := range p.Believed { // and nobody of this network is believed about more than pools
+					if x.Overlaps(pool) {
+						given = append(given, inside(narrower(x, pool), 0, 128))
+					}
+				}
+			}
+			if len(given) > 0 {
+				add(&api.Conditions{PrefixSet: r.prefixes(given), AfiSafiIn: safi(f)}, accept())
+			}
 			if len(own[f]) > 0 {
 				add(&api.Conditions{PrefixSet: r.prefixes(own[f]), AfiSafiIn: safi(f)}, reject())
 			}
@@ -127,6 +154,14 @@ func (r *ruleset) believe(p *peering.Plan) {
 		}
 		r.sign(r.judgedIn, members[k], r.imports[first:], fmt.Sprint(p.Listen))
 	}
+}
+
+// narrower is the one that lies in the other, of two that overlap.
+func narrower(x, y netip.Prefix) netip.Prefix {
+	if x.Bits() < y.Bits() {
+		return y
+	}
+	return x
 }
 
 // tell is peering.Plan.Tell, and the next hop that a session announces.

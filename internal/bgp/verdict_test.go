@@ -172,6 +172,9 @@ func TestGobgpJudgesAsThePlanDoes(t *testing.T) {
 		for _, x := range rapid.SliceOfNDistinct(rapid.SampledFrom(somePrefixes), 0, 3, rapid.ID[string]).Draw(t, "own") {
 			p.Own = append(p.Own, prefix(x))
 		}
+		for _, x := range rapid.SliceOfNDistinct(rapid.SampledFrom(somePrefixes), 0, 2, rapid.ID[string]).Draw(t, "lent") {
+			p.Lent = append(p.Lent, prefix(x))
+		}
 		judge.plan = p
 		judge.apply()
 		judge.mu.Lock()
