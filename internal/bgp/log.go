@@ -94,6 +94,9 @@ func (h *handler) WithGroup(string) slog.Handler { return h }
 var heard = map[string]func(attrs map[string]string) string{
 	"failed to connect": func(a map[string]string) string { return dialCause(a["Error"]) },
 	"sent notification": func(a map[string]string) string {
+		if a["Code"] == "6" && a["Subcode"] == "3" {
+			return "" // taken out by this package, which knows better why
+		}
 		return endedHere + notification(a["Code"], a["Subcode"], a["Communicated-Reason"])
 	},
 	"received notification": func(a map[string]string) string {
@@ -130,7 +133,9 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 		return nil
 	}
 	if cause != nil && neighbor.IsValid() {
-		h.put(neighbor, note{h.clean(cause(attrs)), r.Time})
+		if said := cause(attrs); said != "" {
+			h.put(neighbor, note{h.clean(said), r.Time})
+		}
 	}
 	// What is news to people this package tells itself; gobgp's own words are for those who debug it.
 	level := r.Level
