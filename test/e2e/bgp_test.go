@@ -109,6 +109,7 @@ func speaks(ctx context.Context, l *lab.Lab, node string, sessions int) error {
 // TestBGPCarriesRoutedPods, in both families (walkthrough F): every node has learned the others' blocks, the kernel has
 // them as routes with a mark of their own, and heddle routes says of each where it came from.
 func TestBGPCarriesRoutedPods(t *testing.T) {
+	t.Parallel()
 	ctx, l := upCalico(t, "flat", ipPools(unencapsulated))
 	eventually(t, 60*time.Second, "everybody has heard of everybody by BGP", func() error { return allPathsAre(ctx, l, model.PathBGP) })
 	reach(ctx, t, l)
@@ -173,6 +174,7 @@ func TestNetworkInCalicosWordsChangesUnderLoad(t *testing.T) {
 // TestPoolWithoutEncapsulationNamesWhatIsOutOfReach: in another segment, with a router between that has not learned the
 // routes, packets would be lost; the node says so, and what to do, and CrossSubnet is the way out.
 func TestPoolWithoutEncapsulationNamesWhatIsOutOfReach(t *testing.T) {
+	t.Parallel()
 	ctx, l := upCalico(t, "two-segments", ipPools(unencapsulated), func(s *lab.Spec) { s.Pods = 0 })
 	eventually(t, 60*time.Second, "n1 says that n3 is out of reach", func() error {
 		return problem(ctx, l, "n1", "bgp-nexthop-unreachable", "it is in no segment of this node")

@@ -112,6 +112,7 @@ func TestWorkloadGetsTheAddressTheMACAndThePoolItAsksFor(t *testing.T) {
 }
 
 func TestLostAddressesAndBlocksAreGivenBackAfterTwoLooks(t *testing.T) {
+	t.Parallel()
 	ctx, l := up(t, "flat", small, func(s *lab.Spec) { s.Pods = 2 })
 	s := storeOf(ctx, t, l)
 	if _, err := s.Put(ctx, &model.Block{CIDR: netip.MustParsePrefix("10.244.0.240/29"), Pool: "flannel", Node: "ghost"}, 0); err != nil {
