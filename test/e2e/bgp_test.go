@@ -15,6 +15,7 @@ import (
 	"github.com/heddle-net/heddle/internal/lab"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/peering"
+	"github.com/heddle-net/heddle/internal/plan"
 )
 
 // ipPools are two pools in Calico's words, of blocks as Calico's, carried as told.
@@ -109,36 +110,53 @@ func speaks(ctx context.Context, l *lab.Lab, node string, sessions int) error {
 // TestBGPCarriesRoutedPods, in both families (walkthrough F): every node has learned the others' blocks, the kernel has
 // them as routes with a mark of their own, and heddle routes says of each where it came from.
 func TestBGPCarriesRoutedPods(t *testing.T) {
-	t.Parallel()
 	ctx, l := upCalico(t, "flat", ipPools(unencapsulated))
+	for _, node := range l.Nodes() {
+		eventually(t, 60*time.Second, node+" speaks to both others", func() error { return speaks(ctx, l, node, 2) })
+	}
 	eventually(t, 60*time.Second, "everybody has heard of everybody by BGP", func() error { return allPathsAre(ctx, l, model.PathBGP) })
 	reach(ctx, t, l)
-	for _, peer := range status(ctx, t, l, "n1").Peers {
-		family := "-" + string(model.FamilyOf(peer.Block.Addr()).String()[3])
-		route := run(ctx, t, l, "n1", "ip", family, "route", "show", peer.Block.String())
-		if want := fmt.Sprintf("%s via %s dev eth0 proto 105", peer.Block, peer.Via); !strings.Contains(route, want) {
-			t.Errorf("the kernel of n1 has %q, want %q", route, want)
-		}
-		said := run(ctx, t, l, "n1", "heddle", "routes", peer.Block.String())
-		for _, want := range []string{
-			fmt.Sprintf(`(?m)^\* %s +%s +bgp: \S+ \(node %s\)`, regexp.QuoteMeta(peer.Block.String()), regexp.QuoteMeta(peer.Via.String()), peer.Node),
-			fmt.Sprintf(`(?m)^  %s .* store: node %s `, regexp.QuoteMeta(peer.Block.String()), peer.Node),
-		} {
-			if !regexp.MustCompile(want).MatchString(said) {
-				t.Errorf("heddle routes %s:\n%swant %s", peer.Block, said, want)
+	eventually(t, 60*time.Second, "the kernel and heddle routes have what BGP told", func() error {
+		for _, peer := range status(ctx, t, l, "n1").Peers {
+			if err := isLearned(ctx, t, l, peer.Peer); err != nil {
+				return err
 			}
 		}
-	}
+		return nil
+	})
 	for _, p := range pods(t, l) {
 		gateway := run(ctx, t, l, p.Name, "ip", "-4", "route", "show", "default")
 		if !strings.HasPrefix(gateway, "default via 169.254.1.1 dev eth0") {
 			t.Errorf("%s: %s, want Calico's gateway (walkthrough E)", p.Name, gateway)
 		}
 	}
-	metrics := run(ctx, t, l, "n1", "curl", "-s", "--unix-socket", "/run/heddle/agent.sock", "http://agent/metrics")
-	if n := strings.Count(metrics, "\nheddle_bgp_session_up{"); n != 2 || !strings.Contains(metrics, "\nheddle_bgp_routes 4\n") {
-		t.Errorf("metrics tell of %d sessions, want 2, and heddle_bgp_routes 4", n)
+	eventually(t, 60*time.Second, "the metrics tell of two sessions and four routes", func() error {
+		metrics := run(ctx, t, l, "n1", "curl", "-s", "--unix-socket", "/run/heddle/agent.sock", "http://agent/metrics")
+		if n := strings.Count(metrics, "\nheddle_bgp_session_up{"); n != 2 || !strings.Contains(metrics, "\nheddle_bgp_routes 4\n") {
+			return fmt.Errorf("%d sessions, want 2, and heddle_bgp_routes 4", n)
+		}
+		return nil
+	})
+}
+
+// isLearned wants n1's kernel to have a peer's block by BGP, with the mark of that, and heddle routes to say so.
+func isLearned(ctx context.Context, t *testing.T, l *lab.Lab, peer plan.Peer) error {
+	t.Helper()
+	family := "-" + string(model.FamilyOf(peer.Block.Addr()).String()[3])
+	route := run(ctx, t, l, "n1", "ip", family, "route", "show", peer.Block.String())
+	if want := fmt.Sprintf("%s via %s dev eth0 proto 105", peer.Block, peer.Via); !strings.Contains(route, want) {
+		return fmt.Errorf("the kernel of n1 has %q, want %q", route, want)
 	}
+	said := run(ctx, t, l, "n1", "heddle", "routes", peer.Block.String())
+	for _, want := range []string{
+		fmt.Sprintf(`(?m)^\* %s +%s +bgp: \S+ \(node %s\)`, regexp.QuoteMeta(peer.Block.String()), regexp.QuoteMeta(peer.Via.String()), peer.Node),
+		fmt.Sprintf(`(?m)^  %s .* store: node %s `, regexp.QuoteMeta(peer.Block.String()), peer.Node),
+	} {
+		if !regexp.MustCompile(want).MatchString(said) {
+			return fmt.Errorf("heddle routes %s:\n%swant %s", peer.Block, said, want)
+		}
+	}
+	return nil
 }
 
 // TestNetworkInCalicosWordsChangesUnderLoad: VXLAN, its direct half, BGP; a mesh, then route reflectors; an agent that is
@@ -174,7 +192,6 @@ func TestNetworkInCalicosWordsChangesUnderLoad(t *testing.T) {
 // TestPoolWithoutEncapsulationNamesWhatIsOutOfReach: in another segment, with a router between that has not learned the
 // routes, packets would be lost; the node says so, and what to do, and CrossSubnet is the way out.
 func TestPoolWithoutEncapsulationNamesWhatIsOutOfReach(t *testing.T) {
-	t.Parallel()
 	ctx, l := upCalico(t, "two-segments", ipPools(unencapsulated), func(s *lab.Spec) { s.Pods = 0 })
 	eventually(t, 60*time.Second, "n1 says that n3 is out of reach", func() error {
 		return problem(ctx, l, "n1", "bgp-nexthop-unreachable", "it is in no segment of this node")
