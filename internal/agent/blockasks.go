@@ -206,12 +206,8 @@ func (k *keeping) releaseEmpty(ctx context.Context) {
 			if u.Used+u.Cooling > 0 || here && !ipam.Spare(elsewhere, ipam.Size(b.CIDR)) || k.awaited(b) {
 				continue
 			}
-			since, was := k.keeper.empty[b.CIDR]
-			if !was {
-				since = k.now
-			}
-			if k.now.Sub(since) < emptyFor {
-				seen[b.CIDR] = since
+			since, long := k.emptySince(b, seen)
+			if !long {
 				continue
 			}
 			k.keep = slices.DeleteFunc(k.keep, func(o model.Block) bool { return o == b })
@@ -226,4 +222,17 @@ func (k *keeping) releaseEmpty(ctx context.Context) {
 // awaited tells whether an ADD waits for this block.
 func (k *keeping) awaited(b model.Block) bool {
 	return slices.ContainsFunc(k.keeper.asks.all(), func(q *blockAsk) bool { return q.fits(b) })
+}
+
+// emptySince says since when an own block is seen empty, and whether that is long enough to give it up. Until it is,
+// seen remembers it for the next look.
+func (k *keeping) emptySince(b model.Block, seen map[netip.Prefix]time.Time) (since time.Time, long bool) {
+	since, was := k.keeper.empty[b.CIDR]
+	if !was {
+		since = k.now
+	}
+	if long = k.now.Sub(since) >= emptyFor; !long {
+		seen[b.CIDR] = since
+	}
+	return since, long
 }

@@ -198,12 +198,7 @@ func (k *keeping) returnLoans(seen map[netip.Prefix]time.Time) {
 		if b.Lender == "" || k.used(b) || k.awaited(b) {
 			continue
 		}
-		since, was := k.keeper.empty[b.CIDR]
-		if !was {
-			since = k.now
-		}
-		if k.now.Sub(since) < emptyFor {
-			seen[b.CIDR] = since
+		if _, long := k.emptySince(b, seen); !long {
 			continue
 		}
 		k.keep = slices.DeleteFunc(k.keep, func(o model.Block) bool { return o == b })

@@ -82,7 +82,7 @@ func seconds(d time.Duration) uint64 { return uint64(max(d, time.Second) / time.
 // wired is a neighbour without what its session does not depend on: what filters, names and next hops say can
 // change while it stands.
 func wired(n peering.Neighbor) peering.Neighbor {
-	n.Name, n.Node, n.Filters, n.NextHop, n.BFD, n.ReachableBy = "", "", nil, "", nil, netip.Addr{}
+	n.Name, n.Node, n.Filters, n.NextHop, n.BFD = "", "", nil, "", nil
 	return n
 }
 

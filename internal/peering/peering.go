@@ -192,8 +192,6 @@ type Session struct {
 	BFD         *BFD     `json:"bfd,omitempty"`
 	// Passive waits for the neighbour to connect.
 	Passive bool `json:"passive,omitempty"`
-	// ReachableBy is the gateway by which the neighbour is reached, where the table says nothing.
-	ReachableBy netip.Addr `json:"reachableBy,omitzero"`
 }
 
 // Direction of a filter rule: what is believed, or what is told.

@@ -77,7 +77,6 @@ func neighborLine(n peering.Neighbor) string {
 	add(n.AllowOwnAS != 0, "own AS allowed %d times", n.AllowOwnAS)
 	add(n.MaxPrefixes != 0, "at most %d prefixes", n.MaxPrefixes)
 	add(len(n.Filters) > 0, "filters %s", strings.Join(n.Filters, " "))
-	add(n.ReachableBy.IsValid(), "reachable by %s", n.ReachableBy)
 	if n.BFD != nil {
 		add(true, "BFD %s/%s x %d", n.BFD.Transmit, n.BFD.Receive, n.BFD.Multiplier)
 	}

@@ -4,72 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/heddle-net/heddle/internal/cert"
 	"github.com/heddle-net/heddle/internal/lab"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
-	"github.com/heddle-net/heddle/internal/store/etcd"
+	"github.com/heddle-net/heddle/test/harness/labstore"
 )
 
 // small has blocks of five addresses that pods may have, of IPv4, and of six, of IPv6.
 const small = `{"Network":"10.244.0.0/24","SubnetLen":29,"EnableIPv6":true,"IPv6Network":"fd00:244::/112","IPv6SubnetLen":125,"Backend":{"Type":"host-gw"}}`
 
-// storeOf opens the lab's store from outside of the lab, through a hole to its first node.
+// storeOf opens the lab's store from outside of the lab.
 func storeOf(ctx context.Context, t *testing.T, l *lab.Lab) store.Store {
 	t.Helper()
-	node := l.Nodes()[0]
-	pid, err := l.Node(node).InitPID()
+	pid, err := l.Node(l.Nodes()[0]).InitPID()
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := netip.AddrPortFrom(l.Spec.Topology.Nodes[0].Addresses[0], 2379).String()
-	hole, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		for {
-			outer, err := hole.Accept()
-			if err != nil {
-				return
-			}
-			var inner net.Conn
-			err = within(fmt.Sprintf("/proc/%d/ns/net", pid), func() (err error) {
-				inner, err = net.DialTimeout("tcp", address, 5*time.Second)
-				return err
-			})
-			if err != nil {
-				_ = outer.Close()
-				continue
-			}
-			go func() { _, _ = io.Copy(inner, outer); _ = inner.Close() }()
-			go func() { _, _ = io.Copy(outer, inner); _ = outer.Close() }()
-		}
-	}()
-	file := func(name string) string {
-		path, err := l.Node(node).File("/etc/heddle/pki/" + name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	s, err := etcd.New(ctx, etcd.Options{
-		Endpoints: []string{"https://" + hole.Addr().String()},
-		TLS:       cert.Files{CA: file("ca.crt"), Cert: file("agent.crt"), Key: file("agent.key")},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close(); _ = hole.Close() })
-	return s
+	return labstore.Open(ctx, t, l, func(f func() error) error { return within(fmt.Sprintf("/proc/%d/ns/net", pid), f) })
 }
 
 // change rewrites the pools in the store, and waits until every node has heard of it.

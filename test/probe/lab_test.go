@@ -3,9 +3,6 @@ package probe
 import (
 	"context"
 	"fmt"
-	"io"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,12 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/heddle-net/heddle/internal/cert"
 	"github.com/heddle-net/heddle/internal/lab"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
-	"github.com/heddle-net/heddle/internal/store/etcd"
 	"github.com/heddle-net/heddle/test/harness"
+	"github.com/heddle-net/heddle/test/harness/labstore"
 	"github.com/heddle-net/heddle/test/oracle"
 )
 
@@ -92,7 +88,7 @@ func newCluster(t *testing.T, topology, netConf, attachment string) *cluster {
 		}
 		p.serve(t, openPorts)
 	}
-	c.openStore()
+	c.store = labstore.Open(c.ctx, c.t, c.lab, c.hosts[0].do)
 	return c
 }
 
@@ -123,50 +119,6 @@ func (c *cluster) addPod(node, name string, labels []string) {
 	c.endpoints = append(c.endpoints, e)
 	file := filepath.Join("/proc", fmt.Sprint(c.initPID(node)), "root/run/netns", p.Name)
 	c.pods = append(c.pods, enter(c.t, place{name: name, node: node, pod: true, addrs: p.Addresses}, file))
-}
-
-// openStore opens the lab's store from outside of the lab, through a hole to its first node.
-func (c *cluster) openStore() {
-	c.t.Helper()
-	first, address := c.hosts[0], c.lab.Spec.Topology.Nodes[0].Addresses[0]
-	hole, err := (&net.ListenConfig{}).Listen(c.ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	go func() {
-		for {
-			outer, err := hole.Accept()
-			if err != nil {
-				return
-			}
-			var inner net.Conn
-			err = first.do(func() (err error) {
-				inner, err = net.DialTimeout("tcp", netip.AddrPortFrom(address, 2379).String(), 5*time.Second)
-				return err
-			})
-			if err != nil {
-				_ = outer.Close()
-				continue
-			}
-			go func() { _, _ = io.Copy(inner, outer); _ = inner.Close() }()
-			go func() { _, _ = io.Copy(outer, inner); _ = outer.Close() }()
-		}
-	}()
-	file := func(name string) string {
-		path, err := c.lab.Node(first.name).File("/etc/heddle/pki/" + name)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		return path
-	}
-	c.store, err = etcd.New(c.ctx, etcd.Options{
-		Endpoints: []string{"https://" + hole.Addr().String()}, CallTimeout: 30 * time.Second,
-		TLS: cert.Files{CA: file("ca.crt"), Cert: file("agent.crt"), Key: file("agent.key")},
-	})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.t.Cleanup(func() { _ = c.store.Close(); _ = hole.Close() })
 }
 
 // become writes a world in place of the one before and waits until every kernel holds it.
