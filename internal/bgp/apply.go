@@ -185,6 +185,10 @@ func (s *Server) add(n *session, restarting bool) error {
 
 // remove ends a session: the neighbour hears of it, and its routes are gone.
 func (s *Server) remove(n *session) error {
+	if n.asking != nil {
+		n.asking()
+		n.asking = nil
+	}
 	if !n.added {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"syscall"
@@ -20,9 +21,13 @@ import (
 // neighbour is asked once more, on a connection of its own: it says its AS before it hears anything of ours but an
 // OPEN message.
 
-const wrongAS = endedHere + "the AS in the OPEN message is another than was expected"
+const (
+	wrongAS = endedHere + "the AS in the OPEN message is another than was expected"
+	askFor  = time.Minute // as long as BIRD rests after such an error
+)
 
-// ask finds out which AS a neighbour has that is not of the one that was expected. It returns at once.
+// ask finds out which AS a neighbour has that is not of the one that was expected. It returns at once. The session
+// is not tried meanwhile: every try that fails makes the neighbour rest, and refuse the question too.
 func (s *Server) ask(n *session) {
 	again := 5 * time.Second
 	if n.says.Load() != 0 {
@@ -31,14 +36,20 @@ func (s *Server) ask(n *session) {
 	if time.Since(n.asked) < again || s.listener.noted(n.Address).text != wrongAS {
 		return
 	}
-	n.asked = time.Now()
-	who, plan, ctx := n.Neighbor, s.plan, s.life
+	if err := s.remove(n); err != nil {
+		s.log.Error("cannot rest a BGP session", "neighbor", n.Address, "error", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.life, askFor)
+	n.asked, n.held, n.asking = time.Now(), time.Now().Add(askFor), cancel
+	who, plan := n.Neighbor, s.plan
 	s.events.Go(func() {
-		// It may be busy with the connections that fail, so several times.
-		for range 10 {
+		defer cancel()
+		for {
 			as, err := openOf(ctx, plan, &who)
 			if err == nil {
 				n.says.Store(as)
+				n.answered.Store(true)
 				s.change()
 				return
 			}
@@ -46,7 +57,7 @@ func (s *Server) ask(n *session) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(300 * time.Millisecond):
+			case <-time.After(time.Second/4 + rand.N(time.Second/2)):
 			}
 		}
 	})

@@ -70,6 +70,8 @@ type session struct {
 	lost     bool            // BFD was up and is not
 	says     atomic.Uint32   // the AS it has, when it is not the one that was expected
 	asked    time.Time
+	asking   context.CancelFunc // of the question which AS it has
+	answered atomic.Bool        // that question, since the last round
 }
 
 // New makes a speaker that does nothing until it has a plan.
@@ -230,6 +232,9 @@ func (s *Server) round() {
 	}
 	for _, a := range s.addresses() {
 		n := s.sessions[a]
+		if n.answered.Swap(false) && !n.added {
+			n.held = time.Time{}
+		}
 		if s.bgp != nil && !n.added && !time.Now().Before(n.held) {
 			if err := s.add(n, false); err != nil {
 				s.log.Error("BGP neighbor cannot be added again", "error", err)
