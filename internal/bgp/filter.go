@@ -16,7 +16,9 @@ import (
 // ruleset is what peering.Plan's Believe and Tell say of every route, in the form in which gobgp judges by itself:
 // one list of statements for each direction, of which the first that matches decides.
 //
-// Neighbours that are judged alike share statements, so their number does not grow with the mesh.
+// Neighbours that are judged alike share statements, so their number does not grow with the mesh. gobgp compares a
+// neighbour with a set one by one, for every route: so the largest group of a family comes last, when the others are
+// decided, and is everybody that is left.
 type ruleset struct {
 	sets     []*api.DefinedSet
 	imports  []*api.Statement
@@ -62,17 +64,35 @@ type kin struct {
 	filters string
 }
 
-func (r *ruleset) kins(p *peering.Plan, of func(*peering.Neighbor) kin) (keys []kin, members map[kin][]*peering.Neighbor) {
+// kins are the groups, the smaller ones first. sets are what gobgp tells them by.
+func (r *ruleset) kins(p *peering.Plan, of func(*peering.Neighbor) kin) (keys []kin, members map[kin][]*peering.Neighbor, sets map[kin]*api.MatchSet) {
 	members = map[kin][]*peering.Neighbor{}
 	for i := range p.Neighbors {
 		n := &p.Neighbors[i]
 		k := of(n)
+		k.family = model.FamilyOf(n.Address)
 		if members[k] == nil {
 			keys = append(keys, k)
 		}
 		members[k] = append(members[k], n)
 	}
-	return keys, members
+	slices.SortStableFunc(keys, func(a, b kin) int { return cmp.Compare(len(members[a]), len(members[b])) })
+	last := map[model.Family]kin{}
+	for _, k := range keys {
+		last[k.family] = k
+	}
+	sets = map[kin]*api.MatchSet{}
+	for _, k := range keys {
+		var list []string
+		for _, n := range members[k] {
+			list = append(list, netip.PrefixFrom(n.Address, n.Address.BitLen()).String())
+		}
+		if last[k.family] == k {
+			list = []string{everything(k.family).String()}
+		}
+		sets[k] = &api.MatchSet{Type: api.MatchSet_TYPE_ANY, Name: r.set(api.DefinedType_DEFINED_TYPE_NEIGHBOR, list, nil)}
+	}
+	return keys, members, sets
 }
 
 // believe is peering.Plan.Believe.
@@ -100,14 +120,13 @@ func (r *ruleset) believe(p *peering.Plan) {
 	for _, x := range p.Believed {
 		pools[family(x)] = append(pools[family(x)], inside(x, 0, 128))
 	}
-	keys, members := r.kins(p, func(n *peering.Neighbor) kin {
+	keys, members, sets := r.kins(p, func(n *peering.Neighbor) kin {
 		return kin{kind: n.Kind(p.ASN), node: n.Node != "", filters: strings.Join(n.Filters, "\n")}
 	})
 	for _, k := range keys {
-		who := r.neighbors(members[k])
 		first := len(r.imports)
 		add := func(c *api.Conditions, a *api.Actions) {
-			c.NeighborSet = who
+			c.NeighborSet = sets[k]
 			r.imports = append(r.imports, &api.Statement{Name: r.next(peering.Import), Conditions: c, Actions: a})
 		}
 		for rule := range r.rules(p, members[k][0], peering.Import, add) {
@@ -152,6 +171,7 @@ func (r *ruleset) believe(p *peering.Plan) {
 				add(&api.Conditions{PrefixSet: r.prefixes(pools[f]), AfiSafiIn: safi(f)}, accept())
 			}
 		}
+		add(&api.Conditions{}, reject())
 		r.sign(r.judgedIn, members[k], r.imports[first:], fmt.Sprint(p.Listen))
 	}
 }
@@ -166,17 +186,16 @@ func narrower(x, y netip.Prefix) netip.Prefix {
 
 // tell is peering.Plan.Tell, and the next hop that a session announces.
 func (r *ruleset) tell(p *peering.Plan) {
-	keys, members := r.kins(p, func(n *peering.Neighbor) kin {
+	keys, members, sets := r.kins(p, func(n *peering.Neighbor) kin {
 		return kin{
-			kind: n.Kind(p.ASN), family: model.FamilyOf(n.Address), nextHop: cmp.Or(n.NextHop, peering.NextHopAuto),
+			kind: n.Kind(p.ASN), nextHop: cmp.Or(n.NextHop, peering.NextHopAuto),
 			local: cmp.Or(n.LocalASN, p.ASN), filters: strings.Join(n.Filters, "\n"),
 		}
 	})
 	for _, k := range keys {
-		who := r.neighbors(members[k])
 		first := len(r.exports)
 		add := func(c *api.Conditions, a *api.Actions) {
-			c.NeighborSet = who
+			c.NeighborSet = sets[k]
 			r.exports = append(r.exports, &api.Statement{Name: r.next(peering.Export), Conditions: c, Actions: a})
 		}
 		var shown []uint32 // what stands before a path when statements see it
@@ -210,6 +229,7 @@ func (r *ruleset) tell(p *peering.Plan) {
 				}
 			}
 		}
+		add(&api.Conditions{}, reject())
 		r.sign(r.judgeOut, members[k], r.exports[first:], "")
 	}
 }
@@ -321,14 +341,6 @@ func (r *ruleset) sign(signs map[netip.Addr]string, who []*peering.Neighbor, s [
 
 func (r *ruleset) next(d peering.Direction) string {
 	return fmt.Sprintf("%s %d", d, len(r.imports)+len(r.exports))
-}
-
-func (r *ruleset) neighbors(who []*peering.Neighbor) *api.MatchSet {
-	list := make([]string, len(who))
-	for i, n := range who {
-		list[i] = netip.PrefixFrom(n.Address, n.Address.BitLen()).String()
-	}
-	return &api.MatchSet{Type: api.MatchSet_TYPE_ANY, Name: r.set(api.DefinedType_DEFINED_TYPE_NEIGHBOR, list, nil)}
 }
 
 func (r *ruleset) prefixes(list []*api.Prefix) *api.MatchSet {

@@ -195,6 +195,7 @@ func median[T int | int64 | float64 | time.Duration](v []T) T {
 // new block takes to all nodes, how long a node of ours and one of BIRD's take to learn all routes again after
 // they were killed, and how much memory each takes.
 func TestFiveHundredNodesThroughTwoReflectors(t *testing.T) {
+	t.Setenv(terse, "1")
 	must("ip addr add 10.98.0.1/16 dev lo") // all of it is ours
 	spread := map[string][]time.Duration{}
 	relearn := map[string][]time.Duration{}
@@ -274,7 +275,7 @@ func TestFiveHundredNodesThroughTwoReflectors(t *testing.T) {
 			knows(&p, a, func(x *peering.Neighbor) { x.Node = "reflector" })
 		}
 		a := newAgent(t, p)
-		have := func() bool { v := a.view(); return len(v.Routes) >= 2*simulated*each && v.Settled }
+		have := func() bool { v := a.view(); return v.Count >= 2*simulated*each && v.Settled }
 		until(t, "our node has all routes", have)
 		memory["heddle node"] = append(memory["heddle node"], rss(a.cmd.Process.Pid)/1024)
 		a.kill()
