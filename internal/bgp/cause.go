@@ -60,6 +60,7 @@ const (
 	endedHere   = "this node ended it: "
 	closedCause = "the neighbor took the connection and closed it at once: it does not want this node, or is not ready"
 	endCause    = "the connection ended without a word from the neighbor"
+	awayCause   = "it did not come back in its restart time"
 	stateCause  = "a message came that does not belong there"
 )
 
@@ -105,7 +106,7 @@ func left(r api.PeerState_DisconnectReason, words string) string {
 	case api.PeerState_DISCONNECT_REASON_WRITE_FAILED:
 		return "nothing could be sent to the neighbor"
 	case api.PeerState_DISCONNECT_REASON_RESTART_TIMER_EXPIRED:
-		return "it did not come back in its restart time, and its routes are gone"
+		return awayCause
 	case api.PeerState_DISCONNECT_REASON_INVALID_MSG:
 		return stateCause
 	case api.PeerState_DISCONNECT_REASON_BAD_PEER_AS:

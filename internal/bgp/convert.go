@@ -183,6 +183,7 @@ func route(prefix netip.Prefix, p *apiutil.Path, asn uint32) path {
 		return cmp.Or(cmp.Compare(b2i(a.Large), b2i(b.Large)), cmp.Compare(a.A, b.A), cmp.Compare(a.B, b.B), cmp.Compare(a.C, b.C))
 	})
 	out.Communities = slices.Compact(out.Communities)
+	out.LongLived = slices.Contains(out.Communities, peering.LLGRStale)
 	return out
 }
 
@@ -210,9 +211,11 @@ func looped(x *path, p *peering.Plan, n *peering.Neighbor) string {
 	return ""
 }
 
-// compare says why a counts more than b, as gobgp decides (RFC 4271 section 9.1.2.2); "" when both count.
+// compare says why a counts more than b, as gobgp decides (RFC 4271 section 9.1.2.2, RFC 9494 section 4.3).
 func compare(a, b *path) string {
 	switch {
+	case a.LongLived != b.LongLived:
+		return "a neighbor that is there"
 	case a.Preference != b.Preference:
 		return "a higher preference"
 	case a.length != b.length:

@@ -75,7 +75,7 @@ func (s *Server) failed(n *session, was peering.State, e *apiutil.WatchEventMess
 	if cause == "" && !full {
 		return
 	}
-	if said := s.listener.noted(n.Address); said.text != "" && (at.Sub(said.at) < 2*time.Second || vague(cause) && at.Sub(said.at) < 15*time.Second && was != peering.Established) {
+	if said := s.listener.noted(n.Address); said.text != "" && cause != awayCause && (at.Sub(said.at) < 2*time.Second || vague(cause) && at.Sub(said.at) < 15*time.Second && was != peering.Established) {
 		cause = said.text
 	}
 	if full {

@@ -23,7 +23,7 @@ import (
 )
 
 // TestMain runs the tests in a network namespace of their own, whose loopback device has all of 10.99.0.0/16 and
-// fd99::1 to fd99::20: every speaker has addresses of its own there, and the real port.
+// fd99::1 to fd99::80: every speaker has addresses of its own there, and the real port.
 func TestMain(m *testing.M) {
 	const inside = "HEDDLE_BGP_TEST_NAMESPACE"
 	if os.Getenv(inside) == "" && os.Geteuid() == 0 {
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	}
 	if os.Getenv(inside) != "" {
 		lines := []string{"link set lo up", "addr add 10.99.0.1/16 dev lo"}
-		for i := range 32 {
+		for i := range 128 {
 			lines = append(lines, fmt.Sprintf("addr add fd99::%x/128 dev lo nodad", i+1))
 		}
 		for _, line := range lines {

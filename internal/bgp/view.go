@@ -91,6 +91,7 @@ func (s *Server) read() {
 		}
 		s.counts[a] = c
 	}
+	lastResort(s.routes)
 	sortRoutes(s.routes)
 	explain(s.routes, local)
 }
@@ -102,6 +103,28 @@ func prefixOf(nlri bgp.NLRI) (netip.Prefix, bool) {
 	}
 	return p.Prefix.Masked(), true
 }
+
+// lastResort takes from what is best the long-lived routes of prefixes that somebody who is there tells too: gobgp
+// counts both where nothing else tells them apart.
+func lastResort(routes []path) {
+	better := map[netip.Prefix]bool{}
+	for i := range routes {
+		if r := &routes[i]; r.Best && !r.LongLived {
+			better[r.Prefix] = true
+		}
+	}
+	for i := range routes {
+		if r := &routes[i]; r.LongLived && better[r.Prefix] {
+			r.Best = false
+		}
+	}
+}
+
+// What is added to the reason of routes that are kept for a neighbor.
+const (
+	restarting = "its neighbor is restarting"
+	longLived  = "kept for one that is away for longer than its restart time"
+)
 
 // explain says of every route that is believed why it won or lost. The routes are sorted.
 func explain(routes []path, local map[netip.Prefix]bool) {
@@ -136,6 +159,12 @@ func explain(routes []path, local map[netip.Prefix]bool) {
 				p.Reason = "not chosen"
 			default:
 				p.Reason = fmt.Sprintf("%s has %s", group[0].Neighbor, compare(&group[0], p))
+			}
+			switch {
+			case p.LongLived:
+				p.Reason += "; " + longLived
+			case p.Stale:
+				p.Reason += "; " + restarting
 			}
 		}
 	}

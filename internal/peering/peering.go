@@ -92,6 +92,9 @@ type Community struct {
 	A, B, C uint32
 }
 
+// LLGRStale marks routes of a neighbour that is away for longer than its restart time (RFC 9494 section 4.5).
+var LLGRStale = Community{A: 65535, B: 6}
+
 func (c Community) String() string {
 	if c.Large {
 		return fmt.Sprintf("%d:%d:%d", c.A, c.B, c.C)

@@ -79,6 +79,9 @@ type Route struct {
 	Rejected bool `json:"rejected,omitempty"`
 	// Stale: its neighbour is restarting (RFC 4724).
 	Stale bool `json:"stale,omitempty"`
+	// LongLived: whoever told of it first is away for longer than its restart time (RFC 9494). It is the least
+	// preferred, and carries the community LLGRStale.
+	LongLived bool `json:"longLived,omitempty"`
 }
 
 // State is that of a session (RFC 4271 section 8.2.2).

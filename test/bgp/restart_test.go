@@ -1,0 +1,89 @@
+package bgp_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-net/heddle/internal/peering"
+)
+
+// TestLongLivedRestartWithOthers: a daemon that is killed, and one of ours, have their routes kept beyond the restart
+// time, as the last resort, and no longer than that (RFC 9494).
+func TestLongLivedRestartWithOthers(t *testing.T) {
+	birds := birdConf(104, `
+protocol bgp node1 {
+	local 10.99.0.104 as 65001; neighbor 10.99.0.4 as 64512; multihop 2;
+	graceful restart on; graceful restart time 2; long lived graceful restart on; long lived stale time 8; connect delay time 1; error wait time 1,2;
+	ipv4 { import all; export filter told; next hop self; };
+	ipv6 { import all; export filter told; next hop address fd99::68; };
+}`)
+	v4, v6 := activate("10.99.0.4")
+	frrs := frrConf(104, 65001, ` bgp graceful-restart restart-time 2
+ bgp long-lived-graceful-restart stale-time 8
+ neighbor 10.99.0.4 remote-as 64512
+ neighbor 10.99.0.4 ebgp-multihop 2
+ neighbor 10.99.0.4 timers connect 1`, v4, v6)
+	for _, r := range []struct {
+		role
+		kept string // what it says of a long-lived route
+	}{
+		{role{bird, birds}, "(65535,6)"},
+		{role{frr, frrs}, "llgr-stale"},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			d := newDaemon(t, r.kind, 104, r.files)
+			p := newPlan(4, "10.244.4.0/26", "fd44:0:0:4::/122")
+			knows(&p, at(104), func(n *peering.Neighbor) {
+				n.RemoteASN, n.Multihop, n.RestartTime, n.LongLived = 65001, 2, 2*time.Second, 8*time.Second
+			})
+			a := newAgent(t, p)
+			tells := func() bool { return best(a.view().Routes, "10.50.0.0/16") == "10.99.0.104" }
+			until(t, "each has the other's routes", func() bool {
+				return tells() && hasAll(d.show(d, "10.244.4.0/26"), "10.99.0.4") && hasAll(d.show(d, "fd44:0:0:4::/122"), "fd99::4")
+			})
+
+			// Ours is killed.
+			a.kill()
+			long := func(prefix string) bool { return strings.Contains(d.show(d, prefix), r.kept) }
+			until(t, r.name+" keeps our routes beyond our restart time", func() bool {
+				if !hasAll(d.show(d, "10.244.4.0/26"), "10.99.0.4") {
+					t.Fatalf("our route was lost: %s", d.show(d, "10.244.4.0/26"))
+				}
+				return long("10.244.4.0/26") && long("fd44:0:0:4::/122")
+			})
+			t.Logf("%s: %s", r.name, d.show(d, "10.244.4.0/26"))
+			a.start()
+			until(t, "ours is back, and nothing is long-lived any more", func() bool {
+				if !hasAll(d.show(d, "10.244.4.0/26"), "10.99.0.4") {
+					t.Fatalf("our route was lost: %s", d.show(d, "10.244.4.0/26"))
+				}
+				return tells() && !long("10.244.4.0/26") && !d.keeps(d, "10.244.4.0/26")
+			})
+
+			// The other is killed.
+			d.kill()
+			route := func() *peering.Route {
+				rs := a.view().Routes
+				i := slices.IndexFunc(rs, func(r peering.Route) bool { return r.Prefix == prefix("10.50.0.0/16") })
+				if i < 0 {
+					return nil
+				}
+				return &rs[i]
+			}
+			until(t, "we keep its routes beyond its restart time", func() bool {
+				x := route()
+				if x == nil || !x.Best {
+					t.Fatalf("its route was lost: %+v", x)
+				}
+				return x.LongLived && slices.Contains(x.Communities, peering.LLGRStale)
+			})
+			began := time.Now()
+			until(t, "they end", func() bool { return route() == nil })
+			if took := time.Since(began); took < 4*time.Second {
+				t.Errorf("they ended after %s, 8s were asked for", took)
+			}
+		})
+	}
+}
