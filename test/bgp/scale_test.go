@@ -169,10 +169,10 @@ log "DIR/log" all;
 router id %[1]s;
 protocol device { scan time 10; }
 protocol direct { ipv4; }
-template bgp client { local %[1]s as 64512; rr client; rr cluster id 10.99.0.1; multihop; passive; hold time 240; graceful restart on; ipv4 { import all; export where source = RTS_BGP; }; }
-protocol bgp clients from client { neighbor range 10.98.0.0/16 as 64512; dynamic name "c"; }
-protocol bgp ours from client { neighbor 10.99.0.3 as 64512; }
-protocol bgp theirs from client { neighbor 10.99.0.104 as 64512; }
+template bgp sim { local %[1]s as 64512; rr client; rr cluster id 10.99.0.1; multihop; passive; hold time 240; graceful restart on; ipv4 { import all; export where source = RTS_BGP; }; }
+protocol bgp clients from sim { neighbor range 10.98.0.0/16 as 64512; dynamic name "c"; }
+protocol bgp ours from sim { neighbor 10.99.0.3 as 64512; }
+protocol bgp theirs from sim { neighbor 10.99.0.104 as 64512; }
 `, at(110+n))}
 		d := newDaemon(t, bird, 110+n, conf)
 		d.ask("ip", "route", "add", "10.98.0.0/16", "via", "10.99.0.1")
