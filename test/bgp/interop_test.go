@@ -3,6 +3,7 @@ package bgp_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -282,6 +283,52 @@ func TestMeshWithOthers(t *testing.T) {
 				}
 				return !rs[0].Stale && x.status(at(103)).State == peering.Established
 			})
+		})
+	}
+}
+
+// TestSitesOfOneAS: what another site of the own AS tells, with a foreign AS between, is refused for its AS path, and
+// believed where a BGPPeer allows it.
+func TestSitesOfOneAS(t *testing.T) {
+	b := ""
+	for n := 7; n <= 8; n++ {
+		b += fmt.Sprintf(`
+protocol bgp site%[1]d {
+	local 10.99.0.107 as 65000; neighbor 10.99.0.%[1]d as 65001;
+	ipv4 { import all; export where source = RTS_BGP; };
+	ipv6 { import all; export where source = RTS_BGP; };
+}`, n)
+	}
+	v4, v6 := activate("10.99.0.7", "10.99.0.8")
+	for _, r := range []role{{bird, birdConf(107, b)}, {frr, frrConf(107, 65000, " neighbor 10.99.0.7 remote-as 65001\n neighbor 10.99.0.8 remote-as 65001", v4, v6)}} {
+		t.Run(r.name, func(t *testing.T) {
+			newDaemon(t, r.kind, 107, r.files)
+			var x [9]*node
+			for n := 7; n <= 8; n++ {
+				p := newPlan(n, fmt.Sprintf("10.244.%d.0/26", n))
+				p.ASN = 65001
+				knows(&p, at(107), func(n *peering.Neighbor) { n.RemoteASN = 65000 })
+				x[n] = start(t, p)
+			}
+			refused := func(n int, block string) {
+				t.Helper()
+				until(t, "the other site's block is refused, and why", func() bool {
+					rs := x[n].to(block)
+					return len(rs) == 1 && rs[0].Rejected && !rs[0].Best && rs[0].Reason == "this node's own AS is in its path"
+				})
+			}
+			refused(7, "10.244.8.0/26")
+			refused(8, "10.244.7.0/26")
+			x[7].plan.Neighbors[0].AllowOwnAS = 1
+			x[7].apply()
+			until(t, "it counts where that is allowed", func() bool {
+				rs := x[7].to("10.244.8.0/26")
+				return best(x[7].Routes(), "10.244.8.0/26") != "" && slices.Equal(rs[0].ASPath, []uint32{65000, 65001})
+			})
+			refused(8, "10.244.7.0/26")
+			x[7].plan.Neighbors[0].AllowOwnAS = 0
+			x[7].apply()
+			refused(7, "10.244.8.0/26")
 		})
 	}
 }

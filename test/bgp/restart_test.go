@@ -1,6 +1,7 @@
 package bgp_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -84,6 +85,69 @@ protocol bgp node1 {
 			if took := time.Since(began); took < 4*time.Second {
 				t.Errorf("they ended after %s, 8s were asked for", took)
 			}
+		})
+	}
+}
+
+// TestHoldTimerEndsASilentSession: a neighbor that falls silent without closing its connection is given up on when the
+// hold timer ends, and the status says so. Its routes are kept if it can restart (RFC 4724), else they are gone at
+// once; when it is heard again, all is as before.
+func TestHoldTimerEndsASilentSession(t *testing.T) {
+	birds := func(restart string) map[string]string {
+		return birdConf(106, `
+protocol bgp node1 {
+	local 10.99.0.106 as 65001; neighbor 10.99.0.6 as 64512; graceful restart `+restart+`; connect delay time 1; error wait time 1,2;
+	ipv4 { import all; export filter told; next hop self; };
+}`)
+	}
+	v4, v6 := activate("10.99.0.6")
+	for _, r := range []struct {
+		role
+		kept bool
+	}{
+		{role{bird, birds("off")}, false},
+		{role{bird, birds("on")}, true},
+		{role{frr, frrConf(106, 65001, " neighbor 10.99.0.6 remote-as 64512\n neighbor 10.99.0.6 timers connect 1", v4, v6)}, true},
+	} {
+		t.Run(fmt.Sprintf("%s kept=%v", r.name, r.kept), func(t *testing.T) {
+			d := newDaemon(t, r.kind, 106, r.files)
+			p := newPlan(6, "10.244.6.0/26")
+			knows(&p, at(106), func(n *peering.Neighbor) { n.RemoteASN, n.HoldTime = 65001, 3*time.Second })
+			x := start(t, p)
+			until(t, "each has the other's routes", func() bool {
+				return best(x.Routes(), "10.50.0.0/16") == "10.99.0.106" && hasAll(d.show(d, "10.244.6.0/26"), "10.99.0.6")
+			})
+			if out := d.ask("nft", "add table inet cut; add chain inet cut in { type filter hook input priority 0; policy drop; }; add chain inet cut out { type filter hook output priority 0; policy drop; }"); out != "" {
+				t.Fatal(out)
+			}
+			cut := time.Now()
+			until(t, "the session ends, because of the hold timer", func() bool {
+				s := x.status(at(106))
+				return s.State != peering.Established && strings.Contains(s.Failure, "the hold timer expired")
+			})
+			if took := time.Since(cut); took > 30*time.Second {
+				t.Errorf("it ended after %s, the hold time is 3s", took)
+			}
+			kept := func() bool {
+				rs := x.to("10.50.0.0/16")
+				return len(rs) == 1 && rs[0].Best && rs[0].Stale && x.status(at(106)).Restarting
+			}
+			gone := func() bool { return len(x.to("10.50.0.0/16")) == 0 }
+			for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+				if r.kept != kept() || r.kept == gone() {
+					t.Fatalf("its routes after the end: %+v", x.to("10.50.0.0/16"))
+				}
+			}
+			if out := d.ask("nft", "delete table inet cut"); out != "" {
+				t.Fatal(out)
+			}
+			until(t, "it is heard again, and all is as before", func() bool {
+				if r.kept && gone() {
+					t.Fatal("its routes were lost as it came back")
+				}
+				rs := x.to("10.50.0.0/16")
+				return x.status(at(106)).State == peering.Established && len(rs) == 1 && rs[0].Best && !rs[0].Stale && hasAll(d.show(d, "10.244.6.0/26"), "10.99.0.6")
+			})
 		})
 	}
 }
