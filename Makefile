@@ -1,7 +1,7 @@
 # Every recipe is one call; what it does stands in build/.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test test-short build setup lint fmt bench bench-cni bench-datapath bench-policy \
+.PHONY: help demo demo-down test test-short build setup lint fmt bench bench-bgp bench-cni bench-datapath bench-policy \
 	chaos scale window probe test-vm fuzz cross image install uninstall clean kube-setup kube-up kube-down kube kube-conformance
 
 help: ## list the targets
@@ -37,7 +37,7 @@ lint: setup-build ## run go vet and golangci-lint
 fmt: setup-build ## format the code and apply the linters' own fixes
 	@build/lint --fix
 
-bench: setup build ## measure: CNI calls, data path and policies, beside the reference chain and the floor (ARGS=-short)
+bench: setup build ## measure: CNI calls, data path, policies and BGP, beside the reference chain, the floor and BIRD (ARGS=-short)
 	@build/bench all $(ARGS)
 
 bench-cni: setup build ## measure ADD and DEL beside the reference CNI chain
@@ -45,6 +45,9 @@ bench-cni: setup build ## measure ADD and DEL beside the reference CNI chain
 
 bench-datapath: setup build ## measure host-gw and vxlan beside static routes
 	@build/bench datapath $(ARGS)
+
+bench-bgp: setup build ## measure BGP: 500 nodes through two reflectors, ours and BIRD's; how soon BFD notices (ARGS=-short, NODES, ROUNDS)
+	@build/bench bgp $(ARGS)
 
 bench-policy: setup build ## measure what policies cost per packet, with 10 to 100,000 table entries
 	@build/bench policy $(ARGS)
