@@ -99,7 +99,7 @@ func TestUninstallLeavesTheNodeAsItWas(t *testing.T) {
 	installed := a.dump()
 	for _, want := range []string{
 		": cni0:", ": flannel.1:", "alias heddle:", "via 10.244.", "proto 104", "PERMANENT", "dst 192.168.9.2", "table inet heddle {", "table inet heddle-policy {",
-		"table bridge heddle-policy {", `comment "heddle"`, cni.ConflistFile, "heddle-cni", "ledger.db", "policy.json.gz", "agent.sock",
+		"table bridge heddle-policy {", `comment "heddle"`, cni.ConflistFile, "heddle-cni", "ledger.db", "workloads.db", "policy.json.gz", "agent.sock",
 	} {
 		if !strings.Contains(strings.Join(lines(installed, before), "\n"), want) {
 			t.Errorf("an installed node has no %q, so this test proves nothing of it", want)
@@ -142,7 +142,7 @@ func TestUninstallLeavesTheNodeAsItWas(t *testing.T) {
 	if now := a.dump(); now != held {
 		t.Errorf("a dry run changed the node: gone %q, new %q", lines(held, now), lines(now, held))
 	}
-	for _, want := range []string{"link cni0", "link flannel.1", "route 10.77.0.0/16 table 77", "rule 1040", "table inet heddle\n", "table bridge heddle-policy", "in chain FORWARD of table ip filter", cni.ConflistFile, "bin/heddle-cni", "ledger.db", "without --force"} {
+	for _, want := range []string{"link cni0", "link flannel.1", "route 10.77.0.0/16 table 77", "rule 1040", "table inet heddle\n", "table bridge heddle-policy", "in chain FORWARD of table ip filter", cni.ConflistFile, "bin/heddle-cni", "ledger.db", "workloads.db", "without --force"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("a dry run does not name %s:\n%s", want, said)
 		}
@@ -165,14 +165,19 @@ func TestUninstallKeepsWhatOthersPutIntoItsFolders(t *testing.T) {
 		a.check(os.MkdirAll(filepath.Dir(a.file(f)), 0o755))
 		a.check(os.WriteFile(a.file(f), []byte("#!/bin/sh\n"), 0o600))
 	}
-	a.check(os.WriteFile(a.file("lib/heddle/ledger.db"), nil, 0o600))
+	gone := []string{"lib/heddle/ledger.db", "run/heddle/workloads.db", "run/heddle/workloads.db.new", "run/heddle/workloads.db.damaged"}
+	for _, f := range gone {
+		a.check(os.WriteFile(a.file(f), nil, 0o600))
+	}
 	a.run(append([]string{harness.Build(t).Heddle, "uninstall", "--plugin-dir", a.file("bin")}, a.dirs()...)...)
 	for _, f := range kept {
 		if _, err := os.Stat(a.file(f)); err != nil {
 			t.Error(err)
 		}
 	}
-	if _, err := os.Stat(a.file("lib/heddle/ledger.db")); err == nil {
-		t.Error("the ledger is still there")
+	for _, f := range gone {
+		if _, err := os.Stat(a.file(f)); err == nil {
+			t.Errorf("%s is still there", f)
+		}
 	}
 }

@@ -136,6 +136,9 @@ func New(o Options) (*Agent, error) {
 		return nil, fmt.Errorf("runDir %s: %w", o.Config.RunDir, err)
 	}
 	l, err := ledger.Open(filepath.Join(o.Config.StateDir, "ledger.db"), ledger.Options{
+		RunPath:  filepath.Join(o.Config.RunDir, "workloads.db"),
+		Attached: mayHold,
+		Log:      o.Log,
 		CoolDown: time.Duration(o.Config.Cooldown),
 		Taken:    func(addr netip.Addr) bool { return hostLocalHas(o.Config.HostLocalDir, addr) },
 	})

@@ -6,7 +6,9 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
+	"regexp"
 	"slices"
 	"time"
 
@@ -49,6 +51,14 @@ func (a *Agent) recall() error {
 	}
 	return nil
 }
+
+// mayHold tells whether a workload may have an interface here, by the names of host ends (model.HostLinkName).
+func mayHold() bool {
+	links, err := net.Interfaces()
+	return err != nil || slices.ContainsFunc(links, func(l net.Interface) bool { return hostLink.MatchString(l.Name) })
+}
+
+var hostLink = regexp.MustCompile(`^hd[0-9a-f]{12}$`)
 
 // bootIDFile holds a text that the kernel makes at each boot (proc_sys_kernel(5)).
 const bootIDFile = "/proc/sys/kernel/random/boot_id"

@@ -151,9 +151,7 @@ func TestBlocksSurviveARestartWithoutTheStore(t *testing.T) {
 	if err := a.ledger.Close(); err != nil {
 		t.Fatal(err)
 	}
-	c := config.Default()
-	c.Node, c.StateDir, c.RunDir = "n1", dir, t.TempDir()
-	again, err := New(Options{Config: c, Log: slog.New(slog.DiscardHandler), Store: memory.New()})
+	again, err := New(Options{Config: a.Config, Log: slog.New(slog.DiscardHandler), Store: memory.New()})
 	if err != nil {
 		t.Fatal(err)
 	}

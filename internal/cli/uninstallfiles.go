@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/heddle-net/heddle/internal/cni"
+	"github.com/heddle-net/heddle/internal/cni/wire"
 )
 
 // files are those of the agent that are there; folders come behind what is in them. Nothing is removed for being in
@@ -35,7 +36,7 @@ func (u *uninstall) files() (found []string, err error) {
 	if c.SubnetFile != "" {
 		add(filepath.Dir(c.SubnetFile), filepath.Base(c.SubnetFile), filepath.Base(c.SubnetFile)+".heddle")
 	}
-	add(c.RunDir, "agent.sock", "cni.sock")
+	add(c.RunDir, "agent.sock", "cni.sock", wire.ReadyFile)
 	add(filepath.Dir(c.RunDir), filepath.Base(c.RunDir))
 	add(c.StateDir, "ledger.db", "ledger.db.new-*", "policy.json.gz", ".policy.json.gz.*")
 	add(filepath.Dir(c.StateDir), filepath.Base(c.StateDir))

@@ -183,7 +183,7 @@ func (a *addresses) cool(b *batch, addr netip.Addr, released time.Time) {
 			s.Cooling[addr] = released
 		}
 	}
-	b.put(recordsBucket, coolingPrefix+addr.String(), value)
+	b.put(coolingPrefix+addr.String(), value)
 }
 
 // take gives a picked address to owner.
@@ -200,7 +200,7 @@ func (a *addresses) take(b *batch, p pick, owner string) {
 		}
 	}
 	a.last[p.block] = p.addr
-	b.put(recordsBucket, blockPrefix+p.block.String(), []byte(p.addr.String()))
+	b.put(blockPrefix+p.block.String(), []byte(p.addr.String()))
 }
 
 // usage counts a block's addresses.

@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/heddle-net/heddle/internal/ipam"
 )
 
 // churnEnv makes the test binary a process that reserves and releases until it is killed.
@@ -20,8 +23,12 @@ const churnEnv = "HEDDLE_LEDGER_CHURN"
 
 const churners = 4
 
+// blockLent is where churn lends addresses.
+var blockLent = netip.MustParsePrefix("10.244.2.0/28")
+
 // churn prints "reserve ID" and "release ID" before each call, and "reserved ID ADDRESS" and
-// "released ID" after it. An id belongs to one goroutine.
+// "released ID" after it. An id belongs to one goroutine. One more lends addresses and has them back: "lend ADDRESS",
+// "lent ADDRESS", "return ADDRESS", "returned ADDRESS".
 func churn(path string) {
 	l, err := Open(path, Options{CoolDown: time.Millisecond})
 	if err != nil {
@@ -53,12 +60,38 @@ func churn(path string) {
 			}
 		})
 	}
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			addr := blockLent.Addr().Next().Next()
+			for range i % 8 {
+				addr = addr.Next()
+			}
+			if _, is := l.Lent()[addr]; is {
+				say("return", addr)
+				if err := l.Returned(context.Background(), addr, borrower, time.Now()); err != nil {
+					say("failed", err)
+				}
+				say("returned", addr)
+				continue
+			}
+			say("lend", addr)
+			switch err := l.Lend(context.Background(), blockLent, addr, borrower, nil, time.Now()); {
+			case errors.Is(err, ipam.ErrAddressInUse):
+				say("returned", addr) // it rests still
+			case err != nil:
+				say("failed", err)
+			default:
+				say("lent", addr)
+			}
+		}
+	})
 	wg.Wait()
 }
 
 func TestKillAtRandomPointsKeepsWhatCallersWereTold(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	told := map[string]string{} // id to address
+	lent := map[string]bool{}
 	calls := 0
 	for round := range 20 {
 		cmd := exec.Command(os.Args[0])
@@ -74,7 +107,7 @@ func TestKillAtRandomPointsKeepsWhatCallersWereTold(t *testing.T) {
 		}
 		_ = cmd.Wait()
 
-		unsure := map[string]bool{}
+		unsure, loans := map[string]bool{}, map[string]bool{}
 		for line := range strings.Lines(out.String()) {
 			f := strings.Fields(line)
 			if !strings.HasSuffix(line, "\n") || len(f) < 2 {
@@ -89,13 +122,21 @@ func TestKillAtRandomPointsKeepsWhatCallersWereTold(t *testing.T) {
 			case "released":
 				delete(told, f[1])
 				delete(unsure, f[1])
+			case "lend", "return":
+				loans[f[1]] = true
+			case "lent":
+				lent[f[1]] = true
+				delete(loans, f[1])
+			case "returned":
+				delete(lent, f[1])
+				delete(loans, f[1])
 			default:
 				t.Fatalf("round %d: %s", round, line)
 			}
 			calls++
 		}
-		if len(unsure) > churners {
-			t.Fatalf("round %d: %d calls under way", round, len(unsure))
+		if len(unsure) > churners || len(loans) > 1 {
+			t.Fatalf("round %d: %d and %d calls under way", round, len(unsure), len(loans))
 		}
 
 		l := open(t, path, Options{})
@@ -117,6 +158,19 @@ func TestKillAtRandomPointsKeepsWhatCallersWereTold(t *testing.T) {
 				t.Fatalf("round %d: %s lost %s", round, id, a)
 			}
 		}
+		now := map[string]bool{}
+		for a := range l.Lent() {
+			now[a.String()] = true
+			if !lent[a.String()] && !loans[a.String()] {
+				t.Fatalf("round %d: the loan of %s came from nowhere", round, a)
+			}
+		}
+		for a := range lent {
+			if !now[a] && !loans[a] {
+				t.Fatalf("round %d: %s is not lent any more", round, a)
+			}
+		}
+		lent = now
 		// A runtime deletes what it got no answer for; and this one then leaves little behind.
 		for _, w := range l.List() {
 			if unsure[w.ContainerID] || rand.IntN(2) == 0 {

@@ -1,9 +1,15 @@
-// Package ledger is the node's own record on disk (bbolt): which workload holds which address, which
-// addresses are cooling down, and what was last known of the cluster. Every write is on disk when the
-// call returns; a crash at any instruction leaves either the old state or the new one.
+// Package ledger is the node's own record, in two files (bbolt):
 //
-// Reads come from memory. Writers that come together share one commit; a lone writer does not wait
-// for others.
+//   - the run file, normally in memory (/run): which workload holds which address, which addresses are cooling down
+//     and which was given last. It is as good as its writer's page cache, and that is as good as need be: it outlives
+//     the process, killed at any instruction, and not a power cut, after which there are no workloads.
+//   - the state file, on disk: which addresses other nodes use, and what was last known of the cluster.
+//
+// Every write is in its file when the call returns, one of the state file also on its disk; a crash at any instruction
+// leaves either the old state or the new one.
+//
+// Reads come from memory. Writers of the run file that come together share one commit; a lone writer does not wait
+// for others. Only those wait for a disk who write to the state file, and who come right behind a change of what is lent.
 package ledger
 
 import (
@@ -12,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -19,6 +26,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/heddle-net/heddle/internal/ipam"
 	"github.com/heddle-net/heddle/internal/model"
@@ -30,6 +38,8 @@ var (
 	ErrInUse = errors.New("in use")
 	// ErrDamaged: the file's content makes no sense.
 	ErrDamaged = errors.New("damaged")
+	// ErrMissing: the run file was removed while workloads may hold what it had on record.
+	ErrMissing = errors.New("missing")
 	// ErrUnknown: there is no such workload.
 	ErrUnknown = errors.New("unknown workload")
 	// ErrClosed: Close was called.
@@ -43,25 +53,35 @@ type Options struct {
 	// Taken tells of addresses that others than this ledger have given out; nil: none. They are passed
 	// over. It is asked for each address that would be given out.
 	Taken func(netip.Addr) bool
-	// LockWait is how long Open waits for another process to let go of the file; 0 means 1 s.
+	// LockWait is how long Open waits for another process to let go of a file; 0 means 1 s.
 	LockWait time.Duration
+	// RunPath is the run file; empty: the state file's path and ".run".
+	RunPath string
+	// Boot names this boot of the machine; empty: as /proc/sys/kernel/random/boot_id says.
+	Boot string
+	// Attached tells whether a workload may have an interface on this machine; nil: it may.
+	Attached func() bool
+	// Log hears what Open had to give up; nil: nobody.
+	Log *slog.Logger
 
 	noSync  bool               // tests that cut the power themselves
-	maxSize int                // bytes of the file; tests that fill the disk
-	hook    func(point string) // tests that copy the file: "applied", "committed"
+	maxSize int                // bytes of a file; tests that fill the disk
+	hook    func(point string) // tests that copy the files: "applied", "workloads committed", "lent committed"
 }
 
 // Ledger is an open ledger. It is safe for concurrent use.
 type Ledger struct {
-	path string
-	opts Options
-	db   *bbolt.DB
+	path  string
+	opts  Options
+	state *bbolt.DB
+	run   *bbolt.DB
 
-	commits commits // who writes next
+	commits commits    // who writes next, but for meta values
+	metas   sync.Mutex // held while one of those is written
 
 	addresses *addresses // touched by the one who leads a commit only
 
-	mu        sync.RWMutex // guards what follows: what is on disk, and the setting
+	mu        sync.RWMutex // guards what follows: what is written, and the setting
 	coolDown  time.Duration
 	workloads map[string]model.Workload
 	meta      map[string][]byte
@@ -235,13 +255,34 @@ func (l *Ledger) SetMeta(ctx context.Context, key string, value []byte) error {
 		return ctx.Err()
 	}
 	value = bytes.Clone(value)
-	return l.commit(ctx, func(b *batch) error {
-		b.putMeta(key, value)
-		return nil
+	l.metas.Lock()
+	defer l.metas.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := l.state.Update(func(tx *bbolt.Tx) error {
+		if value == nil {
+			return tx.Bucket([]byte(metaBucket)).Delete([]byte(key))
+		}
+		return tx.Bucket([]byte(metaBucket)).Put([]byte(key), value)
 	})
+	switch {
+	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+		return ErrClosed
+	case err != nil:
+		return fmt.Errorf("ledger %s: %w", l.path, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if value == nil {
+		delete(l.meta, key)
+	} else {
+		l.meta[key] = value
+	}
+	return nil
 }
 
-// Path is the file's name.
+// Path is the state file's name.
 func (l *Ledger) Path() string { return l.path }
 
 // CoolDown is how long an address rests.

@@ -193,7 +193,7 @@ func TestWritersThatComeTogetherShareACommit(t *testing.T) {
 	var mu sync.Mutex
 	commits := 0
 	l := open(t, filepath.Join(t.TempDir(), "ledger.db"), Options{noSync: true, hook: func(point string) {
-		if point == "committed" {
+		if point == "workloads committed" {
 			mu.Lock()
 			commits++
 			mu.Unlock()
@@ -229,11 +229,21 @@ func TestFailedWriteChangesNothing(t *testing.T) {
 		}
 		l.addresses.take(b, picked[0], "b/eth0")
 		b.putWorkload(workload("b"))
-		b.putMeta("snapshot", make([]byte, 1<<20))
+		b.put(workloadPrefix+"large/eth0", make([]byte, 1<<20))
 		return nil
 	})
-	if err == nil || !strings.Contains(err.Error(), path) {
+	if err == nil || !strings.Contains(err.Error(), path+".run") {
 		t.Fatalf("error %v", err)
+	}
+	lend := netip.MustParseAddr("10.244.1.9")
+	if err := l.Lend(t.Context(), block4, lend, strings.Repeat("n", 1<<20), nil, dawn); err == nil || strings.Contains(err.Error(), path+".run") {
+		t.Fatalf("error %v", err)
+	}
+	if len(l.Lent()) != 0 {
+		t.Fatal("the loan is on record")
+	}
+	if _, _, err := l.Take(t.Context(), workload("d"), Ask{Blocks: []netip.Prefix{block4}, Fixed: []netip.Addr{lend}}, dawn); err != nil {
+		t.Fatalf("the failed loan keeps its address: %v", err)
 	}
 	if err := l.SetMeta(t.Context(), "snapshot", make([]byte, 1<<20)); err == nil || l.Meta("snapshot") != nil {
 		t.Fatalf("error %v", err)
@@ -241,7 +251,7 @@ func TestFailedWriteChangesNothing(t *testing.T) {
 	if _, ok := l.Get("b/eth0"); ok {
 		t.Fatal("the reservation is on record")
 	}
-	if w := reserve(t, l, "c", dawn, block4); w.Addresses[0].String() != "10.244.1.3" {
+	if w := reserve(t, l, "c", dawn, block4); w.Addresses[0].String() != "10.244.1.10" {
 		t.Fatalf("the failed reservation keeps its address: got %v", w.Addresses)
 	}
 }
@@ -267,32 +277,36 @@ func TestSecondOpenerIsRefusedByName(t *testing.T) {
 	}
 }
 
-func TestDamagedFileIsNamedWithTheWayOut(t *testing.T) {
-	good := filepath.Join(t.TempDir(), "good.db")
-	l := open(t, good, Options{})
-	for i := range 40 {
-		reserve(t, l, fmt.Sprintf("c%d", i), dawn, block4)
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(good)
-	if err != nil {
-		t.Fatal(err)
-	}
+// damage is what may have become of a file.
+func damage() map[string]func([]byte) []byte {
 	page := os.Getpagesize()
-	damage := map[string]func([]byte) []byte{
+	return map[string]func([]byte) []byte{
 		"text":      func([]byte) []byte { return []byte(strings.Repeat("not a ledger\n", 1000)) },
+		"nothing":   func([]byte) []byte { return nil },
 		"empty":     func([]byte) []byte { return make([]byte, 32768) },
 		"metas":     func(b []byte) []byte { clear(b[:2*page]); return b },
 		"pages":     func(b []byte) []byte { clear(b[2*page:]); return b },
 		"garbage":   func(b []byte) []byte { fill(b[2*page:]); return b },
 		"truncated": func(b []byte) []byte { return b[:3*page] },
 		"record": func(b []byte) []byte {
-			return []byte(strings.ReplaceAll(string(b), `{"containerID":"c3"`, `{"containerID":"x3"`))
+			return []byte(strings.NewReplacer(`{"containerID":"c3"`, `{"containerID":"x3"`, "l/10.244.1.3", "x/10.244.1.3").Replace(string(b)))
 		},
 	}
-	for name, f := range damage {
+}
+
+func TestDamagedStateFileIsNamedWithTheWayOut(t *testing.T) {
+	good := filepath.Join(t.TempDir(), "good.db")
+	l := open(t, good, Options{})
+	for a := block4.Addr().Next().Next(); a.As4()[3] < 42; a = a.Next() {
+		if err := l.Lend(t.Context(), block4, a, "another", nil, dawn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	data := contents(t, good)
+	for name, f := range damage() {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "ledger.db")
 			if err := os.WriteFile(path, f(append([]byte(nil), data...)), 0o600); err != nil {

@@ -17,7 +17,7 @@ func lentTo(node string) string { return fmt.Sprintf("node %q, to which it is le
 // Lend records that another node uses an address of the block from now on; once more for the same node changes
 // nothing. Errors: *ipam.AddressInUseError, also while the address rests or is reserved.
 func (l *Ledger) Lend(ctx context.Context, block netip.Prefix, addr netip.Addr, node string, reserved []netip.Prefix, now time.Time) error {
-	return l.commit(ctx, func(b *batch) error {
+	return l.commitLent(ctx, func(b *batch) error {
 		a := l.addresses
 		owner, used := a.owner[addr]
 		switch s := a.block(b, block.Masked(), now); {
@@ -33,21 +33,19 @@ func (l *Ledger) Lend(ctx context.Context, block netip.Prefix, addr netip.Addr, 
 			return &ipam.AddressInUseError{Addr: addr, Owner: "another plugin's container"}
 		}
 		a.take(b, pick{block.Masked(), addr}, lentTo(node))
-		b.lent[addr] = node
-		b.put(recordsBucket, lentPrefix+addr.String(), []byte(node))
+		b.lend(addr, node)
 		return nil
 	})
 }
 
 // Returned records that a node does not use an address any more that was lent to it. It rests from now on.
 func (l *Ledger) Returned(ctx context.Context, addr netip.Addr, node string, now time.Time) error {
-	return l.commit(ctx, func(b *batch) error {
+	return l.commitLent(ctx, func(b *batch) error {
 		if l.addresses.owner[addr] != lentTo(node) {
 			return nil
 		}
 		l.addresses.release(b, addr, lentTo(node), now)
-		b.lent[addr] = ""
-		b.put(recordsBucket, lentPrefix+addr.String(), nil)
+		b.lend(addr, "")
 		return nil
 	})
 }

@@ -1,275 +1,217 @@
 package ledger
 
 import (
-	"bytes"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
+	"log/slog"
 	"os"
-	"path/filepath"
-	"runtime/debug"
-	"strconv"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
-	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/internal/ipam"
-	"github.com/heddle-net/heddle/internal/model"
 )
 
-// The file: a bucket of records (small, written with every change) and one of meta values (which may
-// be large, so that they live apart). Record keys:
-//
-//	w/<container id>/<interface>   JSON of model.Workload
-//	c/<address>                    when it was released: nanoseconds since 1970, big endian
-//	b/<block>                      the address given out last
-//	l/<address>                    the node that it is lent to
-const (
-	recordsBucket  = "records"
-	metaBucket     = "meta"
-	formatBucket   = "heddle-ledger-1" // its name is the format's version
-	workloadPrefix = "w/"
-	coolingPrefix  = "c/"
-	blockPrefix    = "b/"
-	lentPrefix     = "l/"
-)
+// bootIDFile holds a text that the kernel makes at each boot (proc_sys_kernel(5)).
+const bootIDFile = "/proc/sys/kernel/random/boot_id"
 
-// Open opens the ledger, or makes one when there is no file. The folder must exist. Errors: ErrInUse
-// when another process holds it (after Options.LockWait), ErrDamaged when it makes no sense; both name
-// the file and what to do.
+// Open opens the ledger whose state file has the path, or makes one when there is none. The folders of both files must
+// exist. Errors: ErrInUse when another process holds one of them (after Options.LockWait), ErrDamaged when one makes no
+// sense, ErrMissing when the run file was removed under workloads; all name the file and what to do.
 func Open(path string, opts Options) (*Ledger, error) {
-	if opts.CoolDown == 0 {
-		opts.CoolDown = ipam.DefaultCoolDown
-	}
-	if opts.LockWait == 0 {
-		opts.LockWait = time.Second
-	}
-	if err := create(path, opts); err != nil {
+	if err := opts.complete(path); err != nil {
 		return nil, fmt.Errorf("ledger %s: %w", path, err)
 	}
 	l := &Ledger{path: path, opts: opts, coolDown: opts.CoolDown}
 	l.commits.idle.L = &l.commits.mu
-	// bbolt reads free pages in a goroutine of its own, whose panic on a damaged page nobody could
-	// catch. So the pages are read here first.
-	err := guarded(func() error { return l.open(true) })
-	if err == nil {
-		err = l.db.Close()
+	if err := createState(path, opts.stateOptions()); err != nil {
+		return nil, fmt.Errorf("ledger %s: %w", path, err)
 	}
-	if err == nil {
-		err = guarded(func() error { return l.open(false) })
+	var (
+		state *image
+		err   error
+	)
+	// The lock of the state file is held from here on: whoever has it may replace the run file.
+	if l.state, state, err = openFile(path, opts.stateOptions(), oldFormat, stateFormat); err != nil {
+		return nil, explain(path, "put a copy back, or remove this node's pods, move the file away and start the agent again", err)
 	}
-	if err != nil {
-		if l.db != nil {
-			_ = l.db.Close()
+	if err := l.openRun(state); err != nil {
+		return nil, errors.Join(explain(opts.RunPath, "reboot the machine, or remove this node's pods and start the agent again", err), l.closeFiles())
+	}
+	if state.old || state.boot != opts.Boot {
+		// The run file comes first: its records have left the state file, or its boot stands there, only when it is
+		// whole. A crash in between makes the next Open do the same again.
+		if err := guarded(l.settle); err != nil {
+			return nil, errors.Join(fmt.Errorf("ledger %s: %w", path, err), l.closeFiles())
 		}
-		return nil, explain(path, err)
 	}
+	l.meta = state.meta
 	return l, nil
 }
 
-func (l *Ledger) open(readOnly bool) error {
-	db, err := bbolt.Open(l.path, 0o600, boltOptions(l.opts, readOnly))
-	if err != nil {
-		return err
+// complete fills in what was left empty.
+func (o *Options) complete(path string) error {
+	if o.CoolDown == 0 {
+		o.CoolDown = ipam.DefaultCoolDown
 	}
-	l.db = db
-	return l.load()
+	if o.LockWait == 0 {
+		o.LockWait = time.Second
+	}
+	if o.RunPath == "" {
+		o.RunPath = path + ".run"
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Boot != "" {
+		return nil
+	}
+	boot, err := os.ReadFile(bootIDFile)
+	if o.Boot = strings.TrimSpace(string(boot)); err == nil && o.Boot == "" {
+		err = fmt.Errorf("%s: empty: want the boot's id", bootIDFile)
+	}
+	return err
 }
 
-// boltOptions: the list of free pages is made at Open rather than written with every commit.
-func boltOptions(opts Options, readOnly bool) *bbolt.Options {
-	return &bbolt.Options{
-		Timeout:        opts.LockWait,
-		ReadOnly:       readOnly,
-		NoFreelistSync: true,
-		FreelistType:   bbolt.FreelistMapType,
-		NoSync:         opts.noSync,
-		MaxSize:        opts.maxSize,
-		NoStatistics:   true,
-	}
-}
-
-// create makes an empty ledger under another name and links it to its own, so that a crash leaves no
-// half of one, and two who create at once get the same.
-func create(path string, opts Options) error {
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+// openRun opens the run file, after it has begun a new one if need be.
+func (l *Ledger) openRun(state *image) error {
+	path, boot := l.opts.RunPath, l.opts.Boot
+	options := l.opts.runOptions()
+	options.ReadOnly = true
+	old, run, err := readFile(path, options, runFormat)
+	missing, damaged := errors.Is(err, os.ErrNotExist), errors.Is(err, ErrDamaged)
+	switch {
+	case err != nil && !missing && !damaged:
 		return err
+	case missing || damaged:
+		run = &image{}
+	default:
+		defer old.Close() // nothing was written through it
 	}
-	tmp := fmt.Sprintf("%s.new-%d", path, os.Getpid())
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+	switch {
+	case run.boot == boot && !state.old: // of this boot: it is gone on with as it is
+		if err := old.Close(); err != nil { // which lets go of the lock
+			return err
+		}
+	case l.lost(state, damaged):
+		if err == nil {
+			err = fmt.Errorf("%w: in its place is one of an earlier boot", ErrMissing)
+		} else if missing {
+			err = fmt.Errorf("%w: it was removed since this machine was started", ErrMissing)
+		}
 		return err
-	}
-	db, err := bbolt.Open(tmp, 0o600, boltOptions(opts, false))
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp) // a left-over harms nobody
-	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range []string{formatBucket, recordsBucket, metaBucket} {
-			if _, err := tx.CreateBucket([]byte(name)); err != nil {
+	default:
+		if damaged {
+			aside := path + ".damaged"
+			l.opts.Log.Warn("a damaged ledger of workloads is put aside, as none of those lives any more", "file", aside, "error", err)
+			if err := os.Rename(path, aside); err != nil {
 				return err
 			}
 		}
-		return nil
-	})
-	if err := errors.Join(err, db.Close()); err != nil {
+		if err := l.beginRun(state.records, run.records); err != nil {
+			return err
+		}
+	}
+	if l.run, _, err = openFile(path, l.opts.runOptions(), runFormat); err != nil {
 		return err
 	}
-	if err := os.Link(tmp, path); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
+	return l.load()
+}
+
+// lost tells whether the file that knew which addresses workloads hold, now, is not there any more. A state file of
+// format 1 knows it itself; a reboot ends all network namespaces, and with no interface of a workload on this
+// machine (its pods were deleted; or it is a container that was started anew, and the kernel below it was not), nobody
+// holds an address.
+func (l *Ledger) lost(state *image, damaged bool) bool {
+	if state.old || state.boot != l.opts.Boot && (state.boot != "" || !damaged) {
+		return false
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	return l.opts.Attached == nil || l.opts.Attached()
+}
+
+// beginRun makes a run file of this boot that holds the records of the state file (in format 1: all of them) and of the
+// run file that was. Where two of them give an address to two, the state file is believed: a run file of an earlier
+// boot may have lost its last writes to a power cut, and beside a state file of format 1 it is from before a
+// downgrade. An old run file is not written to, since a power cut may have left anything of it.
+func (l *Ledger) beginRun(lists ...[]record) error {
+	im := &image{boot: l.opts.Boot}
+	seen, c := map[string]bool{}, newContent()
+	for _, r := range slices.Concat(lists...) {
+		if seen[r.key] {
+			continue
+		}
+		seen[r.key] = true
+		if err := c.add(r); err != nil {
+			l.opts.Log.Warn("a record of a workload that cannot live any more is dropped", "file", l.opts.RunPath, "error", err)
+			continue
+		}
+		if !strings.HasPrefix(r.key, lentPrefix) {
+			im.records = append(im.records, r)
+		}
+	}
+	tmp, err := im.write(l.opts.RunPath, ".new", l.opts.runOptions(), runFormat)
 	if err != nil {
 		return err
 	}
-	defer dir.Close() // nothing was written through it
-	return dir.Sync()
+	return os.Rename(tmp, l.opts.RunPath)
 }
 
-// guarded turns what a damaged file does to its reader, a panic or a fault in the mapped memory, into
-// ErrDamaged.
-func guarded(f func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+// settle writes into the state file that the run file is of this boot, and drops the records that it has now. An older
+// heddle refuses the file from then on, rather than believe that no address is used.
+func (l *Ledger) settle() error {
+	return l.state.Update(func(tx *bbolt.Tx) error {
+		if tx.Bucket([]byte(oldFormat)) != nil {
+			if err := tx.DeleteBucket([]byte(oldFormat)); err != nil {
+				return err
+			}
 		}
-	}()
-	return f()
-}
-
-// load reads the whole file into memory.
-func (l *Ledger) load() error {
-	a := newAddresses(l.CoolDown())
-	a.taken = l.opts.Taken
-	workloads, meta, lent := map[string]model.Workload{}, map[string][]byte{}, map[netip.Addr]string{}
-	err := l.db.View(func(tx *bbolt.Tx) error {
-		records, metas := tx.Bucket([]byte(recordsBucket)), tx.Bucket([]byte(metaBucket))
-		if tx.Bucket([]byte(formatBucket)) == nil || records == nil || metas == nil {
-			return fmt.Errorf("%w: not a ledger, or one of another version of heddle", ErrDamaged)
+		format, err := tx.CreateBucketIfNotExists([]byte(stateFormat))
+		if err != nil {
+			return err
 		}
-		err := records.ForEach(func(k, v []byte) error {
-			if err := readRecord(a, workloads, lent, string(k), v); err != nil {
-				return fmt.Errorf("%w: record %q: %w", ErrDamaged, k, err)
+		records, drop := tx.Bucket([]byte(recordsBucket)), [][]byte(nil)
+		err = records.ForEach(func(k, _ []byte) error {
+			if !strings.HasPrefix(string(k), lentPrefix) {
+				drop = append(drop, slices.Clone(k))
 			}
 			return nil
+		})
+		for _, k := range drop {
+			err = errors.Join(err, records.Delete(k))
+		}
+		return errors.Join(err, format.Put([]byte(bootKey), []byte(l.opts.Boot)))
+	})
+}
+
+// load reads the records of both files into memory.
+func (l *Ledger) load() error {
+	c := newContent()
+	for _, db := range []*bbolt.DB{l.state, l.run} {
+		err := db.View(func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte(recordsBucket)).ForEach(func(k, v []byte) error {
+				if key := string(k); db == l.run || strings.HasPrefix(key, lentPrefix) { // the state file may be of format 1 still
+					return c.add(record{key, v})
+				}
+				return nil
+			})
 		})
 		if err != nil {
 			return err
 		}
-		return metas.ForEach(func(k, v []byte) error {
-			meta[string(k)] = bytes.Clone(v)
-			return nil
-		})
-	})
-	if err != nil {
-		return err
 	}
-	l.addresses = a
+	l.addresses = c.addresses(l)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.workloads, l.meta, l.lent, l.sorted = workloads, meta, lent, nil
+	l.workloads, l.lent, l.sorted = c.workloads, c.lent, nil
 	return nil
 }
 
-func readRecord(a *addresses, workloads map[string]model.Workload, lent map[netip.Addr]string, key string, value []byte) error {
-	if name, ok := strings.CutPrefix(key, workloadPrefix); ok {
-		var w model.Workload
-		if err := json.Unmarshal(value, &w); err != nil {
-			return err
-		}
-		if w.Key() != name {
-			return fmt.Errorf("it holds workload %q", w.Key())
-		}
-		for _, addr := range w.Addresses {
-			if other, used := a.owner[addr]; used {
-				return fmt.Errorf("address %s belongs to %q already", addr, other)
-			}
-			a.owner[addr] = name
-		}
-		workloads[name] = w
-		return nil
-	}
-	if name, ok := strings.CutPrefix(key, coolingPrefix); ok {
-		addr, err := netip.ParseAddr(name)
-		if err != nil {
-			return err
-		}
-		if len(value) != 8 {
-			return fmt.Errorf("%d bytes: want 8", len(value))
-		}
-		a.cooling[addr] = time.Unix(0, int64(binary.BigEndian.Uint64(value))) //nolint:gosec // bits as they are
-		return nil
-	}
-	if name, ok := strings.CutPrefix(key, blockPrefix); ok {
-		p, err := netip.ParsePrefix(name)
-		if err != nil {
-			return err
-		}
-		a.last[p], err = netip.ParseAddr(string(value))
-		return err
-	}
-	if name, ok := strings.CutPrefix(key, lentPrefix); ok {
-		addr, err := netip.ParseAddr(name)
-		if err != nil {
-			return err
-		}
-		if other, used := a.owner[addr]; used {
-			return fmt.Errorf("address %s belongs to %q already", addr, other)
-		}
-		lent[addr] = string(value)
-		a.owner[addr] = lentTo(lent[addr])
-		return nil
-	}
-	return errors.New("unknown kind of record")
-}
-
 // explain names the file, and what to do.
-func explain(path string, err error) error {
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return fmt.Errorf("ledger %s: %w: %s holds it; one node runs one heddle agent: stop the other first", path, ErrInUse, holder(path))
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum),
-		errors.Is(err, bolterrors.ErrVersionMismatch), errors.Is(err, bolterrors.ErrInvalidMapping):
-		err = fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	if errors.Is(err, ErrDamaged) {
-		return fmt.Errorf("ledger %s: %w: put a copy back, or remove this node's pods, move the file away and start the agent again: "+
-			"without the file it is not known which addresses pods hold", path, err)
+func explain(path, wayOut string, err error) error {
+	if errors.Is(err, ErrDamaged) || errors.Is(err, ErrMissing) {
+		return fmt.Errorf("ledger %s: %w: %s: without the file it is not known which addresses pods hold", path, err, wayOut)
 	}
 	return fmt.Errorf("ledger %s: %w", path, err)
-}
-
-// holder names the process that has the file locked, as /proc/locks knows it (proc(5)).
-func holder(path string) string {
-	const somebody = "another process"
-	info, err := os.Stat(path)
-	if err != nil {
-		return somebody
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return somebody
-	}
-	locks, err := os.ReadFile("/proc/locks")
-	if err != nil {
-		return somebody
-	}
-	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
-	for line := range strings.Lines(string(locks)) {
-		f := strings.Fields(line) // 1: FLOCK ADVISORY WRITE 708 00:13:16692 0 EOF
-		if len(f) < 6 || f[1] != "FLOCK" || f[5] != file {
-			continue
-		}
-		if pid, err := strconv.Atoi(f[4]); err == nil && pid > 0 {
-			return fmt.Sprintf("process %d", pid)
-		}
-	}
-	return somebody
 }
