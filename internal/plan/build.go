@@ -55,7 +55,8 @@ type builder struct {
 	theirs []theirs
 	// told are the prefixes of which BGP says how they are reached.
 	told map[netip.Prefix]told
-	into []netip.Addr // other ends of tunnels of which only BGP told
+	lost map[netip.Prefix]string // those of which it told next hops that nobody reaches, and why
+	into []netip.Addr            // other ends of tunnels of which only BGP told
 	// wanted are the tunnel devices that the pools ask for.
 	wanted map[string]bool
 	// vteps tells where the owner of a MAC is, per device: our own MACs at first.

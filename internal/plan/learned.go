@@ -31,7 +31,7 @@ type hop struct {
 // learn finds out which prefixes BGP gives a way to, and how. What it says of an own block is never used, whatever
 // was configured to be believed; of a block that the store knows only where the pool's path is BGP.
 func (b *builder) learn() {
-	b.told = map[netip.Prefix]told{}
+	b.told, b.lost = map[netip.Prefix]told{}, map[netip.Prefix]string{}
 	if len(b.in.Learned) == 0 {
 		return
 	}
@@ -56,6 +56,7 @@ type learner struct {
 	*builder
 	names map[netip.Addr]string      // of neighbours
 	nodes map[netip.Addr]*model.Node // by address
+	far   *resolver
 }
 
 func (l *learner) prepare() {
@@ -93,20 +94,24 @@ func (l *learner) prefix(routes []peering.Route, known map[netip.Prefix]*theirs)
 		case refused != "" && !spare:
 			o.Reason = refused
 		default:
-			h, why := l.hop(r, pool)
+			hs, why := l.hops(r, pool)
 			if why != "" && spare {
 				o.Reason = refused
 				break
 			}
 			if why != "" {
-				o.Reason = why
+				o.Reason, l.lost[dst] = why, why
 				l.problem("bgp-nexthop-unreachable", model.Failure, "next hop "+r.NextHop.String(), why+", so that there is no way to: "+dst.String(), "heddle routes")
 				break
 			}
-			if o.Reason = join(r.Reason, h.segment); spare {
+			o.Reason = r.Reason
+			for _, h := range hs {
+				o.Reason = join(o.Reason, h.segment)
+				hops, won = append(hops, h), append(won, len(l.plan.Origins))
+			}
+			if spare {
 				o.Reason = refused
 			}
-			hops, won = append(hops, h), append(won, len(l.plan.Origins))
 		}
 		l.plan.Origins = append(l.plan.Origins, o)
 	}
@@ -172,20 +177,20 @@ func (l *learner) refused(dst netip.Prefix, t *theirs) (why string, spare bool) 
 	return "", false
 }
 
-// hop finds the way to a next hop: inside a pool's range by the pool's encapsulation, else on-link. Without one, why
-// says what is wrong.
-func (l *learner) hop(r *peering.Route, pool *model.Pool) (h hop, why string) {
+// hops finds the ways to a next hop: inside a pool's range by the pool's encapsulation, else on-link, else over what
+// BGP told of the network that it is in. Without one, why says what is wrong.
+func (l *learner) hops(r *peering.Route, pool *model.Pool) (hops []hop, why string) {
 	fam, via := model.FamilyOf(r.Prefix.Addr()), r.NextHop
 	up := l.in.Host.OnLink(via)
 	switch {
 	case !via.IsValid():
-		return h, "it has no next hop"
+		return nil, "it has no next hop"
 	case model.FamilyOf(via) != fam:
-		return h, "it is of another family than the destination"
+		return nil, "it is of another family than the destination"
 	case l.in.Host.Uplink(via) != nil:
-		return h, "it is this node itself"
+		return nil, "it is this node itself"
 	case pool != nil && pool.Path == model.PathNone:
-		return h, fmt.Sprintf("pool %q carries no packets", pool.Name)
+		return nil, fmt.Sprintf("pool %q carries no packets", pool.Name)
 	}
 	if pool != nil && pool.Path == model.PathIPIP && (pool.Encap == model.EncapAlways || pool.Encap == model.EncapCrossSubnet && up == nil) {
 		if why = l.closed(via, fam); why == "" && r.Prefix.Contains(via) {
@@ -193,23 +198,23 @@ func (l *learner) hop(r *peering.Route, pool *model.Pool) (h hop, why string) {
 		}
 		if why == "" {
 			own := l.in.Host.Uplink(l.self.Address(fam))
+			h := hop{segment: fmt.Sprintf("by ipip over %s, as pool %q asks", fam, pool.Name)}
 			h.Choice = path.Choice{Path: model.PathIPIP, Outer: fam, Via: via, Link: path.Device(pool, fam), MTU: path.TunnelMTU(own.MTU, pool, fam)}
-			h.segment = fmt.Sprintf("by ipip over %s, as pool %q asks", fam, pool.Name)
-			return h, ""
+			return []hop{h}, ""
 		}
 		if up == nil {
-			return h, why
+			return nil, why
 		}
 	}
 	if up == nil {
-		return h, "it is in no segment of this node"
+		return l.over(via, r.LongLived, r.Prefix)
 	}
-	if r.Prefix.Bits() >= up.Prefix.Bits() && r.Prefix.Contains(via) {
-		return h, "it lies inside the destination itself"
+	if leadsBack(via, r.Prefix, up) {
+		return nil, itself([]netip.Prefix{r.Prefix})
 	}
-	h.Choice = path.Choice{Path: model.PathDirect, Outer: fam, Via: via, Link: up.Link, MTU: up.MTU}
-	h.segment = join("next hop in segment "+up.Prefix.Masked().String(), why)
-	return h, ""
+	h := direct(via, up)
+	h.segment = join(h.segment, why)
+	return []hop{h}, ""
 }
 
 // closed says why nothing goes by ipip to an address; "" when it may. Of one that is no node of this network nothing

@@ -57,13 +57,16 @@ func VTEP(p *Plan, outer model.Family) string {
 	return ""
 }
 
+// codeNotTold is the problem that BGP has not told of a node's blocks.
+const codeNotTold = "bgp-route-missing"
+
 // theirs is a block of another node that the store knows, and how it is reached.
 type theirs struct {
 	peer   *model.Node
 	pool   *model.Pool
 	dst    netip.Prefix
 	choice path.Choice
-	lost   *model.Problem // why there is no choice
+	lost   *model.Problem // why there is no choice; without a code: said elsewhere
 }
 
 // takeBlocks finds out which blocks of others the store knows and a plan may use.
@@ -111,6 +114,9 @@ func (b *builder) choose() {
 			ways[k] = w
 		}
 		t.choice, t.lost = w.choice, w.lost
+		if why := b.lost[t.dst]; why != "" && t.lost != nil && t.lost.Code == codeNotTold {
+			t.lost = &model.Problem{Detail: "BGP told of it by a next hop that is out of reach: " + why} // which is a problem already
+		}
 		if waiting := w.choice.Waiting; ok && waiting != "" && (w.lost != nil || w.choice.Path == model.PathDirect) {
 			t.choice, t.lost = told.choice, nil
 			t.choice.Reason = "stays on bgp: " + waiting
@@ -133,7 +139,7 @@ func (b *builder) way(peer *model.Node, pool *model.Pool) (path.Choice, *model.P
 		}
 		if lost.Code == "peer-not-on-link" {
 			lost = &model.Problem{
-				Code: "bgp-route-missing", Severity: model.Warning, Subject: lost.Subject,
+				Code: codeNotTold, Severity: model.Warning, Subject: lost.Subject,
 				Detail: fmt.Sprintf("BGP has not told of its blocks in pool %q, and it is in no segment of this node", pool.Name), Next: "heddle status",
 			}
 		}
@@ -187,7 +193,7 @@ func (b *builder) peers() {
 			b.reach(t.peer, t.dst, t.choice)
 			continue
 		}
-		if k := t.lost.Code + " " + t.lost.Subject + " " + t.lost.Detail; !told[k] {
+		if k := t.lost.Code + " " + t.lost.Subject + " " + t.lost.Detail; t.lost.Code != "" && !told[k] {
 			told[k] = true
 			b.plan.Problems = append(b.plan.Problems, *t.lost)
 		}
