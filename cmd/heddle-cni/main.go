@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -71,6 +72,9 @@ func run(getenv func(string) string, stdin io.Reader, stdout io.Writer) int {
 		}
 	}
 	answer, err := ask(socket, &r, netns, time.Now().Add(requestTimeout))
+	if r.Command == "STATUS" && unavailable(answer, err) && wasReady(socket, time.Now()) {
+		return 0
+	}
 	if err != nil {
 		code := wire.CodeTryAgainLater
 		if r.Command == "STATUS" {
@@ -82,6 +86,24 @@ func run(getenv func(string) string, stdin io.Reader, stdout io.Writer) int {
 		return 1
 	}
 	return int(answer.Exit)
+}
+
+// unavailable reports whether there is no agent, or one that cannot add pods yet.
+func unavailable(answer wire.Response, err error) bool {
+	var e struct {
+		Code int `json:"code"`
+	}
+	return err != nil || answer.Exit != 0 && json.Unmarshal(answer.Stdout, &e) == nil && e.Code == wire.CodeNotAvailable
+}
+
+// wasReady reports whether pods could be added not long ago (wire.ReadyFile). A time that is yet to come is no time.
+func wasReady(socket string, now time.Time) bool {
+	f, err := os.Stat(filepath.Join(filepath.Dir(socket), wire.ReadyFile))
+	if err != nil {
+		return false
+	}
+	age := now.Sub(f.ModTime())
+	return age >= 0 && age < wire.ReadyFor
 }
 
 // version is the runtime's, when Heddle speaks it, else the newest that Heddle speaks.

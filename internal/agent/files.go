@@ -5,8 +5,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/heddle-net/heddle/internal/cni"
+	"github.com/heddle-net/heddle/internal/cni/wire"
 	"github.com/heddle-net/heddle/internal/dialect/flannel"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
@@ -22,6 +24,7 @@ func (a *Agent) writeReadyFiles(p *plan.Plan) {
 	if a.Config.SubnetFile != "" {
 		err = errors.Join(err, a.writeSubnetFile(p))
 	}
+	err = errors.Join(err, a.touchReady())
 	if err != nil {
 		a.Log.Error("cannot write what the runtime waits for", "error", err)
 		a.update(func(s *state) {
@@ -30,6 +33,19 @@ func (a *Agent) writeReadyFiles(p *plan.Plan) {
 			})
 		})
 	}
+}
+
+func (a *Agent) readyFile() string { return filepath.Join(filepath.Dir(a.cniSocket()), wire.ReadyFile) }
+
+// touchReady renews wire.ReadyFile; every pass does while pods can be added.
+func (a *Agent) touchReady() error {
+	f, err := os.OpenFile(a.readyFile(), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // nothing was written
+	now := time.Now()
+	return os.Chtimes(f.Name(), now, now)
 }
 
 func (a *Agent) writeSubnetFile(p *plan.Plan) error {

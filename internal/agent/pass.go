@@ -2,7 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"time"
 
@@ -242,7 +245,16 @@ func (a *Agent) notReady(why string) {
 	if s := a.snapshot(); s.ready == nil || s.ready.Error() != why {
 		a.Log.Warn("not ready for pods", "reason", why)
 	}
-	a.update(func(s *state) { s.ready = fmt.Errorf("%s", why) })
+	was := false
+	a.update(func(s *state) {
+		was = s.ready == nil
+		s.ready = fmt.Errorf("%s", why)
+	})
+	if was { // and not one that has just started
+		if err := os.Remove(a.readyFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			a.Log.Error("cannot tell that the node is not ready", "error", err)
+		}
+	}
 }
 
 func poolProblem(err error) model.Problem {

@@ -3,12 +3,16 @@ package agent
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/heddle-net/heddle/internal/cni"
+	"github.com/heddle-net/heddle/internal/cni/wire"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
 	"github.com/heddle-net/heddle/internal/store/memory"
@@ -63,6 +67,11 @@ func TestBlockCountsOnceItsGatewayIsThere(t *testing.T) {
 	before, after := &plan.Input{Self: "n1", Cluster: c}, &plan.Input{Self: "n1", Cluster: c}
 	after.Cluster.Blocks = own[3:]
 	knowsPolicies(t, a)
+	a.Config.RunDir = t.TempDir()
+	long := time.Now().Add(-time.Hour) // what an agent before left
+	if err := errors.Join(os.WriteFile(filepath.Join(a.Config.RunDir, wire.ReadyFile), nil, 0o600), os.Chtimes(filepath.Join(a.Config.RunDir, wire.ReadyFile), long, long)); err != nil {
+		t.Fatal(err)
+	}
 	a.judgeReady(context.Background(), before, &plan.Plan{}, nil)
 	if err := (*pods)(a).Ready(); err == nil {
 		t.Error("ready for pods, though the plan that is in the kernel has no block")
@@ -70,9 +79,21 @@ func TestBlockCountsOnceItsGatewayIsThere(t *testing.T) {
 	if got := applied(own, after); len(got) != 1 || got[0] != own[3] {
 		t.Errorf("new workloads get addresses from %v, want only from %v, which the plan has", got, own[3])
 	}
+	a.notReady("only just started")
+	ready := filepath.Join(a.Config.RunDir, wire.ReadyFile)
+	if _, err := os.Stat(ready); err != nil {
+		t.Errorf("an agent that has just started takes away what the one before left: %v", err)
+	}
 	a.judgeReady(context.Background(), after, &plan.Plan{}, nil)
 	if err := (*pods)(a).Ready(); err != nil {
 		t.Errorf("not ready with block and plan: %v", err)
+	}
+	if f, err := os.Stat(ready); err != nil || time.Since(f.ModTime()) > time.Minute {
+		t.Errorf("ready, and %s was not touched: %v", ready, err)
+	}
+	a.notReady("the blocks are gone")
+	if _, err := os.Stat(ready); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("not ready any more, and %s is still there: %v", ready, err)
 	}
 }
 

@@ -129,6 +129,50 @@ func TestWithoutAnAgentEachVerbHasItsCode(t *testing.T) {
 	wg.Wait()
 }
 
+// TestStatusHoldsWhileAnAgentIsReplaced: a runtime that asks in that moment does not take its node for not ready.
+func TestStatusHoldsWhileAnAgentIsReplaced(t *testing.T) {
+	s := serve(t)
+	ready := filepath.Join(filepath.Dir(s.socket), wire.ReadyFile)
+	status := func() (string, int) {
+		return plugin(t, request("STATUS", "", "", "HEDDLE_CNI_SOCKET="+s.socket), goodConf)
+	}
+	touched := func(ago time.Duration) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(ready, nil, 0o600), os.Chtimes(ready, time.Time{}, time.Now().Add(-ago))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.pods.mu.Lock()
+	s.pods.notReady = errors.New("waiting for the store")
+	s.pods.mu.Unlock()
+	for _, agent := range []string{"one that has just started", "none"} {
+		if agent == "none" {
+			s.stop()
+		}
+		for _, x := range []struct {
+			said string
+			ago  time.Duration
+			exit int
+		}{{"not long ago", wire.ReadyFor / 2, 0}, {"long ago", wire.ReadyFor + time.Second, 1}, {"in times to come", -time.Hour, 1}} {
+			touched(x.ago)
+			out, exit := status()
+			if exit != x.exit || (exit == 0) != (out == "") || exit != 0 && !strings.Contains(out, `"code": 50`) {
+				t.Errorf("agent: %s; it was ready %s: exit %d, %q; want exit %d", agent, x.said, exit, out, x.exit)
+			}
+		}
+		if err := os.Remove(ready); err != nil {
+			t.Fatal(err)
+		}
+		if out, exit := status(); exit != 1 {
+			t.Errorf("agent: %s; it never was ready: exit %d, %q", agent, exit, out)
+		}
+	}
+	touched(0)
+	if out, exit := plugin(t, request("ADD", "c1", "/proc/self/ns/net", "HEDDLE_CNI_SOCKET="+s.socket), goodConf); exit != 1 || !strings.Contains(out, `"code": 11`) {
+		t.Errorf("ADD without an agent: exit %d, %q", exit, out)
+	}
+}
+
 func TestManyAtOnceGetDifferentAddresses(t *testing.T) {
 	s := serve(t)
 	ns := netns(t)

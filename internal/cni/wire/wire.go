@@ -6,7 +6,10 @@
 // SCM_RIGHTS (unix(7)) with the request's first byte.
 package wire
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // Limits of what either side takes, in bytes.
 const (
@@ -19,6 +22,15 @@ const (
 
 // DefaultSocket is where an agent listens unless told otherwise.
 const DefaultSocket = "/run/heddle/cni.sock"
+
+// ReadyFile is what an agent touches from time to time, in its socket's folder, while pods can be added, and removes
+// when they cannot be any more. It outlives the agent: for ReadyFor after the last touch, STATUS says that all is
+// well although no agent answers, or one that has just started. A runtime takes its whole node for not ready else, and
+// Services lose the pods of a node whose agent is replaced; an ADD waits for the agent, or is tried again.
+const (
+	ReadyFile = "ready"
+	ReadyFor  = 2 * time.Minute
+)
 
 // Versions are the versions of the CNI specification that Heddle speaks, oldest first.
 func Versions() []string { return []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} }
