@@ -24,6 +24,7 @@ func TestManifestsOnAnAPIServer(t *testing.T) {
 	t.Run("APIServerTakesEveryManifest", func(t *testing.T) { takesEveryManifest(t, s) })
 	token := s.install(t)
 	t.Run("AgentChangesNothingButItsOwnNodesMarks", func(t *testing.T) { changesItsMarksOnly(t, s, token) })
+	t.Run("AgentWritesNoBlocksButItsOwn", func(t *testing.T) { writesItsBlocksOnly(t, s, token) })
 	t.Run("ServiceAccountMayReadWhatAgentsNeedAndWriteNothingElse", func(t *testing.T) { mayReadOnly(t, s, token) })
 	t.Run("PolicyNeedsNoHelpFromRBAC", func(t *testing.T) { needsNoRBAC(t, s, token) })
 }
@@ -193,6 +194,7 @@ func mayReadOnly(t *testing.T, s *server, token string) {
 		{http.MethodGet, "/api/v1/serviceaccounts", true},
 		{http.MethodGet, "/apis/discovery.k8s.io/v1/endpointslices", true},
 		{http.MethodGet, "/apis/networking.k8s.io/v1/networkpolicies", true},
+		{http.MethodGet, "/apis/heddle.net/v1/blocks", true},
 
 		{http.MethodGet, "/api/v1/secrets", false},
 		{http.MethodGet, "/api/v1/namespaces/heddle-system/secrets/x", false},
@@ -209,6 +211,9 @@ func mayReadOnly(t *testing.T, s *server, token string) {
 		{http.MethodPost, "/api/v1/namespaces/heddle-system/pods/heddle-a/exec?command=x", false},
 		{http.MethodPost, "/api/v1/namespaces/default/pods", false},
 		{http.MethodPost, "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", false},
+		{http.MethodPatch, "/apis/heddle.net/v1/blocks/10.245.0.0-30", false},
+		{http.MethodDelete, "/apis/heddle.net/v1/blocks", false}, // all of them at once
+		{http.MethodDelete, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/blocks.heddle.net", false},
 		{http.MethodPatch, "/apis/apps/v1/namespaces/heddle-system/daemonsets/heddle", false},
 		{http.MethodPatch, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/heddle-own-node", false},
 	} {

@@ -183,7 +183,8 @@ func (s *server) apply(t *testing.T, u *unstructured.Unstructured) {
 
 // plurals are the kinds of our manifests.
 var plurals = map[string]string{
-	"Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ConfigMap": "configmaps", "DaemonSet": "daemonsets",
+	"CustomResourceDefinition": "customresourcedefinitions",
+	"Namespace":                "namespaces", "ServiceAccount": "serviceaccounts", "ConfigMap": "configmaps", "DaemonSet": "daemonsets",
 	"ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
 	"ValidatingAdmissionPolicy": "validatingadmissionpolicies", "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }

@@ -198,15 +198,21 @@ func (*keeping) holds(list []model.Block, b model.Block) bool {
 	return slices.ContainsFunc(list, func(o model.Block) bool { return o.CIDR == b.CIDR })
 }
 
+// assigner is a store that knows of which pools nodes claim nothing, as somebody else says which block a node has.
+type assigner interface{ Assigns(pool model.Pool) bool }
+
 // claimable are the pools as nodes claim blocks of them: where somebody else says which block a node has, as Kubernetes
-// does, and flanneld where it shares the store, a node has one.
+// does of the ranges that it gives out, and flanneld where it shares the store, a node has one.
 func (a *Agent) claimable(pools []model.Pool) []model.Pool {
-	if a.Config.Store.Type != config.StoreKubernetes && a.Config.Store.Type != config.StoreFlannel {
+	s, some := a.Store.(assigner)
+	if !some && a.Config.Store.Type != config.StoreFlannel {
 		return pools
 	}
 	pools = slices.Clone(pools)
 	for i := range pools {
-		pools[i].MaxBlocks = 1
+		if !some || s.Assigns(pools[i]) {
+			pools[i].MaxBlocks = 1
+		}
 	}
 	return pools
 }

@@ -55,8 +55,11 @@ type catalog struct {
 	arrived chan struct{} // closed and replaced whenever a Node object was learned
 	nodes   map[string]*nodeFacts
 	holders map[netip.Prefix][]string // names of the nodes that have a range, sorted
-	filed   map[string]model.Pool     // as they were put
-	settled []model.Pool              // of IPPools, by name
+	claimed map[string]*claimed       // Block objects by name
+	// blocksAt is the version as of which all Block objects are known.
+	blocksAt string
+	filed    map[string]model.Pool // as they were put
+	settled  []model.Pool          // of IPPools, by name
 	// services: some policy names services; sliced: EndpointSlices are followed.
 	services, sliced bool
 }
@@ -65,7 +68,7 @@ func newCatalog(node string, log *slog.Logger) *catalog {
 	c := &catalog{
 		node: node, log: log, revision: 1, objects: map[model.Kind]map[string]value{}, grown: make(chan struct{}),
 		done: make(chan struct{}), arrived: make(chan struct{}), nodes: map[string]*nodeFacts{},
-		holders: map[netip.Prefix][]string{}, filed: map[string]model.Pool{},
+		holders: map[netip.Prefix][]string{}, claimed: map[string]*claimed{}, filed: map[string]model.Pool{},
 	}
 	for _, k := range model.Kinds() {
 		c.objects[k] = map[string]value{}
@@ -196,11 +199,14 @@ func (c *catalog) missing(kinds []model.Kind) *unknown {
 		}
 		return &unknown{fmt.Sprintf("the API server has not told of all %s yet", src.resource.Resource), false}
 	}
-	if (slices.Contains(kinds, model.KindResource) || slices.Contains(kinds, model.KindSetting)) && !c.looked {
+	optional := func(k model.Kind) bool {
+		return k == model.KindResource || k == model.KindSetting || k == model.KindBlock
+	}
+	if slices.ContainsFunc(kinds, optional) && !c.looked {
 		if c.lookErr != nil {
 			return &unknown{c.lookErr.Error(), true}
 		}
-		return &unknown{"the API server has not told yet which kinds of policies and settings it serves", false}
+		return &unknown{"the API server has not told yet which kinds of policies, settings and blocks it serves", false}
 	}
 	if slices.Contains(kinds, model.KindResource) && c.services && !c.sliced {
 		return &unknown{"a policy names services, and the API server has not told of their addresses yet", false}

@@ -19,6 +19,7 @@ import (
 func newTestCatalog(t *testing.T) *catalog {
 	t.Helper()
 	c := newCatalog("a", slog.New(slog.DiscardHandler))
+	c.looked = true
 	t.Cleanup(func() {
 		c.close()
 		goleak.VerifyNone(t)

@@ -91,7 +91,7 @@ func (s *Store) look(ctx context.Context) error {
 // now.
 func (s *Store) wanted(ctx context.Context) (wanted map[schema.GroupVersionResource]*source, unsure []schema.GroupVersion, err error) {
 	all := []schema.GroupVersion{clusterV1, calicoV1, calicoV3}
-	everything := append([]schema.GroupVersion{coreV1, discoveryV1}, all...)
+	everything := append([]schema.GroupVersion{coreV1, discoveryV1, blockV1}, all...)
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	var groups metav1.APIGroupList
@@ -107,23 +107,25 @@ func (s *Store) wanted(ctx context.Context) (wanted map[schema.GroupVersionResou
 		if !serves(&groups, gv) {
 			continue
 		}
-		var resources metav1.APIResourceList
-		one := s.clients.core.Get().AbsPath("/apis/" + gv.String()).MaxRetries(0).Do(ctx).Into(&resources)
-		if apierrors.IsNotFound(one) {
-			continue
-		}
-		if one != nil {
+		resources, err := s.resources(ctx, gv)
+		if err != nil {
 			// Also what follows from it: the other form of Calico's objects, and what they refer to.
-			return wanted, everything, fmt.Errorf("API group %s: %w", gv, one)
+			return wanted, everything, err
 		}
 		for _, k := range dialect.Kinds() {
-			if k.APIVersion != gv.String() || !slices.ContainsFunc(resources.APIResources, func(r metav1.APIResource) bool { return r.Name == k.Plural && r.Kind == k.Kind }) {
+			if k.APIVersion != gv.String() || !slices.ContainsFunc(resources, func(r metav1.APIResource) bool { return r.Name == k.Plural && r.Kind == k.Kind }) {
 				continue
 			}
 			src := s.custom(k)
 			wanted[src.resource] = src
 			isCalico = isCalico || calicoGroup(gv.Group)
 		}
+	}
+	if has, err := s.servesBlocks(ctx, &groups); err != nil {
+		return wanted, everything, err
+	} else if has {
+		src := s.blocks()
+		wanted[src.resource] = src
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,6 +141,25 @@ func (s *Store) wanted(ctx context.Context) (wanted map[schema.GroupVersionResou
 		wanted[src.resource] = src
 	}
 	return wanted, nil, nil
+}
+
+// resources are those of a group; none when it is not there after all.
+func (s *Store) resources(ctx context.Context, gv schema.GroupVersion) ([]metav1.APIResource, error) {
+	var list metav1.APIResourceList
+	err := s.clients.core.Get().AbsPath("/apis/" + gv.String()).MaxRetries(0).Do(ctx).Into(&list)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("API group %s: %w", gv, err)
+	}
+	return list.APIResources, nil
+}
+
+// servesBlocks tells whether there are Block objects.
+func (s *Store) servesBlocks(ctx context.Context, groups *metav1.APIGroupList) (bool, error) {
+	if !serves(groups, blockV1) {
+		return false, nil
+	}
+	list, err := s.resources(ctx, blockV1)
+	return slices.ContainsFunc(list, func(r metav1.APIResource) bool { return r.Name == blocksGVR.Resource }), err
 }
 
 // serves tells whether a group is served in a version.

@@ -1,6 +1,7 @@
 // Package kube is a store.Store on the API server of Kubernetes. What Kubernetes has an object for is read
 // from that object: nodes and their blocks from Node objects, endpoints from Pods, resources from namespaces
-// and policies of every language. Only what a node says of itself is written, as annotations of its own Node.
+// and policies of every language. What a node says of itself is written as annotations of its own Node, and blocks of
+// pools that Kubernetes gives nothing out of are Block objects, of a CustomResourceDefinition of our own.
 // Pools are the configuration of each agent; they are kept here, in memory only.
 //
 // Every kind is followed by a reflector of client-go. An object is reduced when it arrives to what the model

@@ -96,16 +96,26 @@ func (c *catalog) reholder(name string, was, now []netip.Prefix) {
 	}
 	for _, r := range slices.Concat(was, now) {
 		c.reblock(r)
+		for _, cl := range c.claimed {
+			if cl.block.CIDR.Overlaps(r) {
+				c.reblock(cl.block.CIDR)
+			}
+		}
 	}
 }
 
-// reblock lists one block anew: it needs a holder and a pool. mu is held.
+// reblock lists one block anew: as a podCIDR it needs a holder and a pool; else it is what a Block object says. mu is
+// held.
 func (c *catalog) reblock(r netip.Prefix) {
 	b := &model.Block{CIDR: r}
 	names := c.holders[r]
 	if len(names) == 0 {
 		delete(c.holders, r)
-		c.drop(b.Kind(), b.Key())
+		if b := c.claimedBlock(r); b != nil {
+			c.set(b.Key(), b)
+		} else {
+			c.drop(model.KindBlock, (&model.Block{CIDR: r}).Key())
+		}
 		return
 	}
 	for name, p := range c.filed {
@@ -160,7 +170,7 @@ func (c *catalog) pool(name string) (model.Pool, bool) {
 	return c.settled[i], true
 }
 
-// putBlock looks whether a node has a block: only Kubernetes gives them. mu is held, and nodes are known.
+// putBlock looks whether a node has a block that only Kubernetes gives. mu is held, and nodes are known.
 func (c *catalog) putBlock(b *model.Block, at store.Revision) (store.Revision, error) {
 	noun := fmt.Sprintf("block %s", b.CIDR)
 	v, listed := c.objects[model.KindBlock][b.Key()]

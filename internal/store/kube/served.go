@@ -108,7 +108,7 @@ func (s *Store) definitions() *source {
 			return &thin{name: m.GetName(), version: m.GetResourceVersion()}
 		},
 		heard: func(name string) {
-			if _, group, _ := strings.Cut(name, "."); group == clusterV1.Group || calicoGroup(group) {
+			if _, group, _ := strings.Cut(name, "."); group == clusterV1.Group || group == blockV1.Group || calicoGroup(group) {
 				poke(s.poke)
 			}
 		},

@@ -290,7 +290,7 @@ func (k *sink) take(o any, gone bool) error {
 }
 
 // Replace implements cache.ReflectorStore: this is all there is.
-func (k *sink) Replace(all []any, _ string) error {
+func (k *sink) Replace(all []any, version string) error {
 	list := make([]*thin, 0, len(all))
 	for _, o := range all {
 		if t, ok := o.(*thin); ok {
@@ -303,6 +303,10 @@ func (k *sink) Replace(all []any, _ string) error {
 		return nil
 	}
 	k.s.replace(k.src, list)
+	if k.src.kind == model.KindBlock {
+		k.s.blocksAt = version // also a lower one, of a server whose data was put back
+		k.s.wake()
+	}
 	if !k.src.synced {
 		k.src.synced = true
 		k.s.log.Info("the API server has told of everything", "of", k.src.resource.Resource, "count", len(list))

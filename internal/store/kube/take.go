@@ -16,6 +16,8 @@ func (s *Store) take(src *source, t *thin, gone bool) {
 		s.dropNode(t.name)
 	case src.kind == model.KindNode:
 		s.takeNode(t.name, t.node)
+	case src.kind == model.KindBlock:
+		s.takeBlock(t, gone)
 	case gone || t.object == nil:
 		if t.wrong != nil && !gone {
 			s.log.Warn("an object of the API server is left out", "key", t.key, "version", t.version, "reason", t.wrong)
@@ -36,6 +38,10 @@ func (s *Store) take(src *source, t *thin, gone bool) {
 // replace learns that these are all objects of a source: what differs from what is known are changes as others
 // are. mu is held.
 func (s *Store) replace(src *source, all []*thin) {
+	if src.kind == model.KindBlock {
+		s.replaceBlocks(all)
+		return
+	}
 	there := make(map[string]bool, len(all))
 	for _, t := range all {
 		if src.kind == model.KindNode {

@@ -7,6 +7,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/heddle-net/heddle/internal/model"
@@ -18,6 +19,7 @@ type thin struct {
 	synced                   bool         // of a bookmark: everything that was there has been told
 	key                      string       // of object; may be set where there is none
 	object                   model.Object // nil: it is not of interest, or wrong
+	uid                      types.UID    // of a Block
 	node                     *nodeFacts
 	wrong                    error // why there is no object
 }

@@ -22,7 +22,7 @@ const attempts = 30
 
 // Put implements store.Store. Nodes are written as annotations of their Node object, for flanneld as well; Put
 // returns when this store has learned of the write, and so of every write to a Node object before it. Pools are
-// filed here; a block that Kubernetes gave to its node is taken. All else is ErrUnsupported.
+// filed here; a block that Kubernetes gave to its node is taken, any other is a Block object. All else is ErrUnsupported.
 func (s *Store) Put(ctx context.Context, o model.Object, at store.Revision) (store.Revision, error) {
 	if _, err := store.Encode(o); err != nil {
 		return 0, err
@@ -36,17 +36,13 @@ func (s *Store) Put(ctx context.Context, o model.Object, at store.Revision) (sto
 	case *model.Pool:
 		return s.putPool(*o, at)
 	case *model.Block:
-		if err := s.await(ctx, model.KindNode); err != nil {
-			return 0, err
-		}
-		defer s.mu.Unlock()
-		return s.putBlock(o, at)
+		return s.fileBlock(ctx, o, at)
 	}
 	return 0, s.refuse(o.Kind(), o.Key())
 }
 
-// Delete implements store.Store. Of a node it takes away what Put wrote, never the Node object. Blocks stay with
-// their nodes: deleting one is nothing to do.
+// Delete implements store.Store. Of a node it takes away what Put wrote, never the Node object. Blocks that
+// Kubernetes gave stay with their nodes: deleting one is nothing to do.
 func (s *Store) Delete(ctx context.Context, kind model.Kind, key string, at store.Revision) error {
 	if err := store.CheckKey(kind, key); err != nil {
 		return err
@@ -60,7 +56,7 @@ func (s *Store) Delete(ctx context.Context, kind model.Kind, key string, at stor
 	case model.KindPool:
 		return s.deletePool(key, at)
 	case model.KindBlock:
-		return nil
+		return s.deleteBlock(ctx, key, at)
 	}
 	return s.refuse(kind, key)
 }

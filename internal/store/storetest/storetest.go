@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -56,7 +57,7 @@ var otherPromises = []promise{
 // Run runs the whole contract. compact, when not nil, makes the store that Maker made last forget its
 // history up to now.
 func Run(t *testing.T, mk Maker, compact func(t *testing.T, s store.Store)) {
-	run(t, mk, compact, append(otherPromises, nodePromises...))
+	run(t, mk, compact, slices.Concat(otherPromises, blockPromises, nodePromises))
 }
 
 // RunNodes runs what holds also for a layout that makes pools and blocks from something else.

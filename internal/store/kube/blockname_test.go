@@ -1,0 +1,81 @@
+package kube
+
+import (
+	"log/slog"
+	"net/netip"
+	"regexp"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"pgregory.net/rapid"
+
+	"github.com/heddle-net/heddle/internal/model"
+)
+
+var dns1123 = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+func anyBlock(t *rapid.T, label string) model.Block {
+	n := rapid.SampledFrom([]int{4, 16}).Draw(t, label+" length")
+	raw := rapid.SliceOfN(rapid.SampledFrom([]byte{0, 0, 0, 1, 10, 0xfd, 0xff}), n, n).Draw(t, label+" address")
+	a, _ := netip.AddrFromSlice(raw)
+	p, _ := a.Prefix(rapid.IntRange(0, 8*n).Draw(t, label+" bits"))
+	return model.Block{CIDR: p, Pool: "p", Node: "n"}
+}
+
+// TestNameOfABlockIsItsOwn, is one that Kubernetes takes, and is read back as the same block.
+func TestNameOfABlockIsItsOwn(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := anyBlock(t, "a"), anyBlock(t, "b")
+		name := blockName(a.Key())
+		if !dns1123.MatchString(name) || len(name) > 63 {
+			t.Errorf("%s is %q", a.CIDR, name)
+		}
+		if (name == blockName(b.Key())) != (a.CIDR == b.CIDR) {
+			t.Errorf("%s and %s are %q and %q", a.CIDR, b.CIDR, name, blockName(b.Key()))
+		}
+		if a.CIDR.IsSingleIP() {
+			a.Lender = rapid.SampledFrom([]string{"", "m"}).Draw(t, "lender")
+			a.For = rapid.SampledFrom([]string{"", "o"}).Draw(t, "for")
+		}
+		got, err := blockOf(objectOf(&a))
+		if a.CIDR.Addr().Is4In6() {
+			if err == nil {
+				t.Errorf("%s is taken", a.CIDR)
+			}
+		} else if err != nil || *got != a {
+			t.Errorf("%+v is read as %+v: %v", a, got, err)
+		}
+	})
+}
+
+// TestBlockThatIsNoneIsLeftOut, and one that becomes such is gone.
+func TestBlockThatIsNoneIsLeftOut(t *testing.T) {
+	c := newTestCatalog(t)
+	c.log = slog.New(slog.DiscardHandler)
+	good := objectOf(&model.Block{CIDR: netip.MustParsePrefix("10.64.0.0/26"), Pool: "p", Node: "n"})
+	good.SetResourceVersion("5")
+	locked(c, func() { c.takeBlock(reduceBlock(good), false) })
+	for field, v := range map[string]any{"cidr": "10.64.0.1/26", "pool": "No", "node": int64(7), "lender": "m"} {
+		u := good.DeepCopy()
+		u.Object["spec"].(map[string]any)[field] = v
+		locked(c, func() { c.takeBlock(reduceBlock(u), false) })
+		if n := len(c.objects[model.KindBlock]); n != 0 {
+			t.Errorf("%s %v: %d blocks", field, v, n)
+		}
+		locked(c, func() { c.takeBlock(reduceBlock(good), false) })
+		if n := len(c.objects[model.KindBlock]); n != 1 {
+			t.Errorf("%d blocks after it was mended", n)
+		}
+	}
+	for _, o := range []string{"10.64.0.0-27", "10.64.0.64-26"} {
+		u := good.DeepCopy()
+		u.SetName(o)
+		if got := reduceBlock(u); got.object != nil || got.wrong == nil {
+			t.Errorf("%s for %v is taken", o, u.Object["spec"])
+		}
+	}
+	locked(c, func() { c.replaceBlocks([]*thin{reduceBlock(&unstructured.Unstructured{Object: map[string]any{}})}) })
+	if len(c.objects[model.KindBlock]) != 0 || len(c.claimed) != 0 {
+		t.Error("what is not listed any more is still there")
+	}
+}
