@@ -196,6 +196,12 @@ func TestPoolWithoutEncapsulationNamesWhatIsOutOfReach(t *testing.T) {
 	eventually(t, 60*time.Second, "n1 says that n3 is out of reach", func() error {
 		return problem(ctx, l, "n1", "bgp-nexthop-unreachable", "it is in no segment of this node")
 	})
+	eventually(t, 60*time.Second, "it does not say as well that BGP has not told", func() error {
+		if problem(ctx, l, "n1", "bgp-route-missing", "") == nil {
+			return fmt.Errorf("%v", status(ctx, t, l, "n1").Problems)
+		}
+		return nil
+	})
 	if err := pathsAre(ctx, l, "n1", map[string]model.Path{"n2": model.PathBGP}); err != nil {
 		t.Error(err)
 	}
@@ -206,13 +212,15 @@ func TestPoolWithoutEncapsulationNamesWhatIsOutOfReach(t *testing.T) {
 }
 
 // torConf is a router in the words of BIRD 2: it speaks to any node of the two segments, and puts what they tell into
-// its kernel.
+// its kernel. It tells rack a of rack b's segment, and of a network behind a router there, whose address it keeps.
 const torConf = `router id 192.168.100.1;
 protocol device {}
 protocol kernel { ipv4 { import none; export all; }; }
-template bgp node { local as 65000; direct; passive; ipv4 { import all; export all; next hop self; }; }
-protocol bgp n1 from node { local 192.168.100.1 as 65000; neighbor 192.168.100.100 as 65001; }
-protocol bgp n2 from node { local 192.168.100.1 as 65000; neighbor 192.168.100.101 as 65002; }
+protocol static { ipv4 { preference 10; }; route 10.77.0.0/16 blackhole; route 192.168.200.0/24 blackhole; }
+template bgp node { local as 65000; direct; passive; ipv4 { import all; export where source = RTS_BGP; next hop self; }; }
+template bgp rack_a from node { ipv4 { next hop self off; export filter { if net = 10.77.0.0/16 then bgp_next_hop = 192.168.200.7; accept; }; }; }
+protocol bgp n1 from rack_a { local 192.168.100.1 as 65000; neighbor 192.168.100.100 as 65001; }
+protocol bgp n2 from rack_a { local 192.168.100.1 as 65000; neighbor 192.168.100.101 as 65002; }
 protocol bgp n3 from node { local 192.168.200.1 as 65000; neighbor 192.168.200.101 as 65003; }
 `
 
@@ -276,6 +284,20 @@ func TestRouterThatLearnsTheRoutesCarriesPodsBetweenSegments(t *testing.T) {
 	if !strings.Contains(route, "via 192.168.100.1 dev eth0") {
 		t.Errorf("n1 reaches %s by %s, want the router", all[2].Name, route)
 	}
+	eventually(t, 60*time.Second, "n1 reaches a network whose next hop is behind the router", func() error {
+		route := run(ctx, t, l, "n1", "ip", "-4", "route", "show", "10.77.0.0/16")
+		said := run(ctx, t, l, "n1", "heddle", "routes", "10.77.0.0/16")
+		want := "* 10.77.0.0/16 192.168.200.7 over 192.168.200.0/24, by 192.168.100.1"
+		for _, part := range strings.Fields(want) {
+			if !strings.Contains(said, part) {
+				return fmt.Errorf("heddle routes:\n%swant %s", said, want)
+			}
+		}
+		if !strings.Contains(route, "via 192.168.100.1 dev eth0 proto 105") {
+			return fmt.Errorf("the kernel of n1 has %q, want the router", route)
+		}
+		return nil
+	})
 	ld := startLoad(ctx, t, l, all[0], all[2], 15)
 	restart(ctx, t, l, "n3", syscall.SIGKILL)
 	eventually(t, 60*time.Second, "n3 has learned everything again", func() error { return speaks(ctx, l, "n3", 1) })
