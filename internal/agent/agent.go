@@ -94,7 +94,8 @@ type state struct {
 	blocks    []model.Block // own
 	lost      map[string]time.Duration
 	withdrawn map[string]bool
-	listed    model.Cluster // as it was when heartbeats were last read
+	silent    map[string]time.Time // nodes that BGP does not count on, and when they were last seen to be lost
+	listed    model.Cluster        // as it was when heartbeats were last read
 	pass      Pass
 	turned    time.Time // when the loop last ended a pass, also one that could do nothing
 	ready     error

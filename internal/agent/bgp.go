@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -46,6 +47,31 @@ func (a *Agent) learned() (routes []peering.Route, relearning bool) {
 func (a *Agent) elected() bool {
 	p := a.snapshot().plan
 	return p != nil && p.BGP != nil && p.BGP.Elected
+}
+
+// forgiven is after how many leases without a fault a node that was lost is counted on again: one that comes and goes
+// does not move everybody's sessions.
+const forgiven = 10
+
+// stillSilent are the nodes that BGP does not count on as route reflectors, and when each was last seen to be lost.
+// steady: the store has answered for the length of a lease, so that what is lost is the node and not the store.
+func stillSilent(before map[string]time.Time, lost map[string]time.Duration, steady bool, now time.Time, lease time.Duration) map[string]time.Time {
+	silent := map[string]time.Time{}
+	for node, at := range before {
+		if now.Sub(at) < forgiven*lease {
+			silent[node] = at
+		}
+	}
+	for node := range lost {
+		if _, was := before[node]; steady || was {
+			silent[node] = now
+		}
+	}
+	return silent
+}
+
+func sameNodes(a, b map[string]time.Time) bool {
+	return maps.EqualFunc(a, b, func(time.Time, time.Time) bool { return true })
 }
 
 // BGPStatus is the speaker as it is now.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -182,6 +183,7 @@ func (a *Agent) input(self model.Node, c model.Cluster, recalled bool, host mode
 		Learned:    learned,
 		Relearning: relearning,
 		Elected:    a.elected(),
+		Silent:     slices.Sorted(maps.Keys(a.snapshot().silent)),
 	}
 }
 

@@ -124,7 +124,11 @@ func (a *Agent) listHeartbeats(ctx context.Context) error {
 			withdrawn[h.Node] = true
 		}
 	}
-	a.update(func(s *state) { s.lost, s.withdrawn, s.listed = lost, withdrawn, listed })
+	silent := stillSilent(s.silent, lost, steady, now, time.Duration(a.Config.LeaseTTL))
+	a.update(func(s *state) { s.lost, s.withdrawn, s.silent, s.listed = lost, withdrawn, silent, listed })
+	if !sameNodes(s.silent, silent) {
+		poke(a.kick)
+	}
 	if !reflect.DeepEqual(before, withdrawn) && len(before)+len(withdrawn) > 0 {
 		a.Log.Info("nodes withdrawn after their grace time", "nodes", fmt.Sprint(withdrawn))
 		poke(a.kick)

@@ -52,6 +52,7 @@ type builder struct {
 	meshed    int // sessions of the mesh that are wanted
 	staying   int // and those that only stay until others tell what they tell
 	elections []string
+	replaced  []string // that would be elected if they were not silent
 	problems  []model.Problem
 }
 
@@ -224,6 +225,9 @@ func (b *builder) mode(p *Plan) string {
 		parts = append(parts, "no mesh")
 	case b.stand:
 		parts = append(parts, fmt.Sprintf("%d nodes, more than %d: elected route reflectors %s", nodes, b.in.Config.Settings.MeshLimit, strings.Join(b.elections, ", ")))
+		if len(b.replaced) > 0 {
+			parts = append(parts, "replaced because silent: "+strings.Join(b.replaced, ", "))
+		}
 	default:
 		parts = append(parts, fmt.Sprintf("full mesh of %d nodes", b.meshed+1))
 	}

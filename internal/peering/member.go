@@ -17,6 +17,7 @@ type member struct {
 	// cluster makes it a route reflector: chosen by people, or elected.
 	cluster netip.Addr
 	elected bool
+	silent  bool
 	port    uint16
 }
 
@@ -28,6 +29,7 @@ func members(in *Input) []member {
 	var all []member
 	add := func(n *model.Node) {
 		m := member{Node: n, asn: cmp.Or(n.ASN, in.Config.Settings.ASN, DefaultASN), id: routerID(n), cluster: n.ClusterID}
+		m.silent = slices.Contains(in.Silent, n.Name)
 		m.port = cmp.Or(in.Config.Settings.PerNode[n.Name].ListenPort, in.Config.Settings.ListenPort, DefaultPort)
 		all = append(all, m)
 	}
@@ -82,9 +84,10 @@ const (
 	mostReflectors    = 3
 )
 
-// elect makes some of the candidates (indexes of all) reflectors: the same ones on every node, mostly the same ones
-// when nodes come and go, with addresses of both families before others, and in zones apart where there are some.
-func elect(all []member, candidates []int) {
+// elect chooses some of the candidates (indexes of all) as reflectors: the same ones on every node, mostly the same ones
+// when nodes come and go, with addresses of both families before others, and in zones apart where there are some. One
+// that is silent is chosen only where nobody else is left, unless silence does not count.
+func elect(all []member, candidates []int, silence bool) (chosen []int) {
 	families := func(m *member) (n int) {
 		for _, f := range []model.Family{model.IPv4, model.IPv6} {
 			if m.Address(f).IsValid() {
@@ -100,16 +103,17 @@ func elect(all []member, candidates []int) {
 	})
 	left := min(max(leastReflectors, (len(candidates)+nodesPerReflector-1)/nodesPerReflector), mostReflectors)
 	var zones []string
-	for _, fresh := range []bool{true, false} { // first those of zones that have none
-		for _, i := range order {
-			m := &all[i]
-			zone, zoned := m.Labels[zoneLabel]
-			if left == 0 || m.elected || fresh && zoned && slices.Contains(zones, zone) {
-				continue
+	for _, silent := range []bool{false, true} {
+		for _, fresh := range []bool{true, false} { // first those of zones that have none
+			for _, i := range order {
+				m := &all[i]
+				zone, zoned := m.Labels[zoneLabel]
+				if len(chosen) == left || (silence && m.silent) != silent || slices.Contains(chosen, i) || fresh && zoned && slices.Contains(zones, zone) {
+					continue
+				}
+				chosen, zones = append(chosen, i), append(zones, zone)
 			}
-			m.elected, m.cluster = true, m.id
-			zones = append(zones, zone)
-			left--
 		}
 	}
+	return chosen
 }

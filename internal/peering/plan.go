@@ -128,4 +128,6 @@ type Input struct {
 	Learned []Route
 	// Elected is that of the last plan.
 	Elected bool
+	// Silent are the names of nodes that show no sign of life: they are elected only where nobody else is.
+	Silent []string
 }

@@ -155,3 +155,143 @@ func TestPlansDependOnTheirInputOnly(t *testing.T) {
 		}
 	})
 }
+
+// silentIn are some of a network's nodes.
+func silentIn(t *rapid.T, c *model.Cluster, label string, most int) (names []string) {
+	for _, i := range rapid.SliceOfNDistinct(rapid.IntRange(0, len(c.Nodes)-1), 0, most, func(i int) int { return i }).Draw(t, label) {
+		names = append(names, c.Nodes[i].Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// electedBy are the reflectors that a node's plan counts on.
+func electedBy(in Input) (names []string) {
+	b := &builder{in: &in, all: members(&in)}
+	b.elect()
+	return b.elections
+}
+
+// TestADeadReflectorIsReplacedAlone: whoever is silent, all nodes elect the same reflectors, and never none; a death
+// changes one of them at most, and only when it is an elected one that died; and no silent node is elected while
+// another one is left.
+func TestADeadReflectorIsReplacedAlone(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c, config := drawNetwork(t)
+		config.Settings.Mesh, config.Settings.MeshLimit = true, 1
+		silent := silentIn(t, c, "silent", len(c.Nodes))
+		electable := func(n *model.Node) bool { return !n.ClusterID.IsValid() && n.ASN == 0 }
+		candidates, living := 0, 0
+		for i := range c.Nodes {
+			if n := &c.Nodes[i]; electable(n) {
+				candidates++
+				if !slices.Contains(silent, n.Name) {
+					living++
+				}
+			}
+		}
+		at := func(self int, silent []string) Input {
+			return Input{Self: &c.Nodes[self], Cluster: c, Config: config, Silent: silent}
+		}
+		chosen := electedBy(at(0, silent))
+		for i := range c.Nodes {
+			if other := electedBy(at(i, silent)); !slices.Equal(other, chosen) {
+				t.Fatalf("%s elects %v, %s %v", c.Nodes[0].Name, chosen, c.Nodes[i].Name, other)
+			}
+		}
+		if candidates < 2 {
+			return
+		}
+		if len(chosen) != leastReflectors {
+			t.Fatalf("elected of %d: %v", candidates, chosen)
+		}
+		dead := 0
+		for _, name := range chosen {
+			if slices.Contains(silent, name) {
+				dead++
+			}
+		}
+		if dead != max(0, leastReflectors-living) {
+			t.Fatalf("of %d living ones %v are elected, silent are %v", living, chosen, silent)
+		}
+		// One more dies.
+		next := c.Nodes[rapid.IntRange(0, len(c.Nodes)-1).Draw(t, "dies")].Name
+		if slices.Contains(silent, next) {
+			return
+		}
+		after := electedBy(at(0, append(slices.Clone(silent), next)))
+		var gone []string
+		for _, name := range chosen {
+			if !slices.Contains(after, name) {
+				gone = append(gone, name)
+			}
+		}
+		if len(after) != len(chosen) || len(gone) > 1 || len(gone) == 1 && gone[0] != next {
+			t.Fatalf("elected were %v; %s dies, and they are %v", chosen, next, after)
+		}
+		if slices.Contains(after, next) && living > leastReflectors {
+			t.Fatalf("%s is silent and stays elected: %v", next, after)
+		}
+	})
+}
+
+// TestDeadReflectorsCutNobodyOff: the living learn of each other's blocks by those that stand in for dead reflectors,
+// also while not everybody knows of the last death.
+func TestDeadReflectorsCutNobodyOff(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := network(rapid.IntRange(6, 40).Draw(t, "nodes"))
+		config := mesh()
+		config.Settings.MeshLimit = 4
+		for i := range c.Nodes {
+			c.Nodes[i].Labels = map[string]string{zoneLabel: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "zone")}
+		}
+		silent := silentIn(t, c, "silent", len(c.Nodes)-3)
+		last := silentIn(t, c, "the last death", 1)
+		dead := append(slices.Clone(silent), last...)
+		all := map[string]*Plan{}
+		for i := range c.Nodes {
+			in := Input{Self: &c.Nodes[i], Cluster: c, Config: config, Silent: silent}
+			if rapid.Bool().Draw(t, "knows of the last death") {
+				in.Silent = dead
+			}
+			if !slices.Contains(dead, c.Nodes[i].Name) {
+				all[c.Nodes[i].Name], _ = Build(in)
+			}
+		}
+		for name, p := range all { // the dead do not speak, and a session needs both ends
+			p.Neighbors = slices.DeleteFunc(p.Neighbors, func(n Neighbor) bool {
+				q := all[n.Node]
+				return q == nil || !slices.ContainsFunc(q.Neighbors, func(m Neighbor) bool { return m.Node == name })
+			})
+		}
+		for name := range all {
+			if got := spread(all, c, name); got != len(all) {
+				t.Fatalf("the block of %s reaches %d of %d living nodes", name, got, len(all))
+			}
+		}
+	})
+}
+
+// The same for three reflectors, in zones and without.
+func TestADeadReflectorOfThreeIsReplacedAlone(t *testing.T) {
+	c := network(501)
+	for i := range c.Nodes {
+		if i%3 > 0 {
+			c.Nodes[i].Labels = map[string]string{zoneLabel: []string{"", "a", "b"}[i%3]}
+		}
+	}
+	in := Input{Self: &c.Nodes[0], Cluster: c, Config: mesh()}
+	for range 6 { // one death after the other
+		before := electedBy(in)
+		for _, dies := range before {
+			in := in
+			in.Silent = append(slices.Clone(in.Silent), dies)
+			stay := slices.DeleteFunc(slices.Clone(before), func(s string) bool { return s == dies })
+			after := electedBy(in)
+			if len(after) != mostReflectors || slices.Contains(after, dies) || len(slices.DeleteFunc(after, func(s string) bool { return slices.Contains(stay, s) })) != 1 {
+				t.Errorf("%s of %v dies, and they are %v", dies, before, electedBy(in))
+			}
+		}
+		in.Silent = append(in.Silent, before[len(before)/2])
+	}
+}

@@ -190,13 +190,22 @@ func (b *builder) elect() {
 	b.stand = n > s.MeshLimit || b.in.Elected && n*100 > s.MeshLimit*meshBack
 	// A reflector that was one goes on until it starts anew: it cannot see whether the others have their mesh yet.
 	if b.stand || n*100 > s.MeshLimit*reflectorsEnd || b.in.Elected {
-		elect(b.all, candidates)
+		chosen := elect(b.all, candidates, true)
+		for _, i := range chosen {
+			b.all[i].elected, b.all[i].cluster = true, b.all[i].id
+		}
+		for _, i := range elect(b.all, candidates, false) {
+			if !b.all[i].elected {
+				b.replaced = append(b.replaced, b.all[i].Name)
+			}
+		}
 	}
 	for i := range b.all {
 		if b.all[i].elected {
 			b.elections = append(b.elections, b.all[i].Name)
 		}
 	}
+	slices.Sort(b.replaced)
 }
 
 func (b *builder) electable(m *member) bool {

@@ -17,7 +17,7 @@ func (b *builder) speak() {
 	config := b.in.BGP
 	// While a node still sends where BGP says, as after a change of mode, nobody falls silent.
 	config.Wanted = config.Wanted || slices.ContainsFunc(c.Nodes, func(n model.Node) bool { return slices.Contains(n.Sends, model.PathBGP) })
-	in := peering.Input{Self: b.self, Cluster: &c, Config: config, Learned: b.in.Learned, Elected: b.in.Elected}
+	in := peering.Input{Self: b.self, Cluster: &c, Config: config, Learned: b.in.Learned, Elected: b.in.Elected, Silent: b.in.Silent}
 	for i := range b.in.Workloads {
 		in.Addresses = append(in.Addresses, b.in.Workloads[i].Addresses...)
 	}

@@ -254,4 +254,6 @@ type Input struct {
 	Relearning bool
 	// Elected is that of the last applied plan's BGP: reflectors that stand for the mesh stay in office.
 	Elected bool
+	// Silent are the nodes that show no sign of life, sorted: see peering.Input.
+	Silent []string
 }
