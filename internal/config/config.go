@@ -48,7 +48,7 @@ type Config struct {
 	Bridge     string           `json:"bridge,omitempty"`
 	// Masquerade hides pods that talk to the outside behind the node (Flannel's --ip-masq).
 	Masquerade *bool `json:"masquerade,omitempty"`
-	// StateDir survives a reboot: addresses, node id. RunDir does not: sockets.
+	// StateDir survives a reboot: node id, blocks. RunDir does not: sockets, what pods hold.
 	StateDir   string `json:"stateDir,omitempty"`
 	RunDir     string `json:"runDir,omitempty"`
 	CNIConfDir string `json:"cniConfDir,omitempty"`

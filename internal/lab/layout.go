@@ -27,9 +27,9 @@ const (
 	controlSocket = "ctl.sock" // of init
 	etcDir        = "etc"      // /etc/heddle: heddle.yaml, net-conf.json and pki
 	cniDir        = "cni"      // /etc/cni/net.d: the agent writes its conflist there
-	runDir        = "run"      // /run/heddle: agent.sock and cni.sock
+	runDir        = "run"      // /run/heddle: agent.sock and cni.sock, pods' addresses
 	flannelDir    = "flannel"  // /run/flannel: subnet.env
-	dataDir       = "lib"      // /var/lib/heddle: addresses, and the store's data
+	dataDir       = "lib"      // /var/lib/heddle: the node's id and blocks, and the store's data
 )
 
 // Paths inside a machine.

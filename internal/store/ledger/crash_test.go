@@ -301,6 +301,11 @@ func (h *history) recover(name string, left files, boot string) {
 			fail("the loan of %s came from nowhere", a)
 		}
 	}
+	for a := range l.addresses.cooling {
+		if who := l.addresses.owner[a]; who != "" {
+			fail("%s rests, and belongs to %s", a, who)
+		}
+	}
 	rests := maps.Clone(h.released)
 	for a := range h.lent {
 		if !lent[a] && !h.loans[a] {

@@ -148,6 +148,9 @@ func TestFileOfTheFormatBeforeIsTakenOverUnderWorkloads(t *testing.T) {
 		}
 		released(t, l, "next", dawn.Add(-time.Hour))
 	}
+	if _, err := Open(path, Options{RunPath: filepath.Join(dir, "none/run")}); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("without a folder for the run file: %v", err)
+	}
 	put(t, path+".run.new", []byte("of one that was killed before"))
 	check(Options{})
 	check(Options{})
@@ -186,7 +189,7 @@ func TestFileOfTheFormatBeforeIsTakenOverUnderWorkloads(t *testing.T) {
 		t.Fatal(err)
 	}
 	older(t, path, filepath.Join(dir, "back.run"))
-	if got, want := opened(t, path, Options{}), "b[10.244.1.2] c[10.244.1.4] lent map[]"; got != want {
+	if got, want := opened(t, path, Options{Boot: "the one after"}), "b[10.244.1.2] c[10.244.1.4] lent map[]"; got != want {
 		t.Errorf("on record: %s, want %s", got, want)
 	}
 }
@@ -259,6 +262,17 @@ func TestRunFileThatWasRemovedUnderWorkloadsIsMissed(t *testing.T) {
 func TestRunFileOfAnEarlierBootIsKept(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	filled(t, path, Options{Boot: "first"})
+	// As if killed on the way to the new one.
+	before := contents(t, path+".run")
+	if err := os.MkdirAll(path+".run.new/x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path, Options{Boot: "second"}); err == nil || !bytes.Equal(contents(t, path+".run"), before) {
+		t.Fatalf("error %v; the old file is changed before there is a new one", err)
+	}
+	if err := os.RemoveAll(path + ".run.new"); err != nil {
+		t.Fatal(err)
+	}
 	for _, boot := range []string{"second", "second", "third"} {
 		l := open(t, path, Options{Boot: boot})
 		if got := onRecord(l); got != ofFilled {
@@ -293,13 +307,21 @@ func TestDamagedRunFileIsRefusedInItsBootAndPutAsideInTheNext(t *testing.T) {
 			put(t, run, broken)
 			var log bytes.Buffer
 			opts := Options{Boot: "first", Log: slog.New(slog.NewTextHandler(&log, nil))}
-			_, err := Open(path, opts)
-			if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), run+": ") || !strings.Contains(err.Error(), "reboot the machine") {
-				t.Fatalf("error %v", err)
+			for _, state := range []string{"there", "gone"} {
+				if state == "gone" { // so that nobody knows which boot the other is of
+					if err := os.Remove(path); err != nil {
+						t.Fatal(err)
+					}
+				}
+				_, err := Open(path, opts)
+				if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), run+": ") || !strings.Contains(err.Error(), "reboot the machine") {
+					t.Fatalf("state file %s: error %v", state, err)
+				}
+				if !bytes.Equal(contents(t, run), broken) || log.Len() > 0 {
+					t.Fatalf("state file %s: the file that is refused was changed, or passed over: %s", state, &log)
+				}
 			}
-			if !bytes.Equal(contents(t, run), broken) || log.Len() > 0 {
-				t.Fatalf("the file that is refused was changed, or passed over: %s", &log)
-			}
+			put(t, path, contents(t, good))
 
 			opts.Boot = "second"
 			l := open(t, path, opts)
