@@ -22,7 +22,7 @@ type pods Agent
 // Ready implements cni.Pods.
 func (p *pods) Ready() error { return (*Agent)(p).snapshot().ready }
 
-// Add implements cni.Pods. The reservation is on disk before the interface is made, and the interface
+// Add implements cni.Pods. The reservation is on record before the interface is made, and the interface
 // is complete before Add returns; a crash between leaves a reservation that the same ADD, a DEL or a
 // GC finds.
 func (p *pods) Add(ctx context.Context, w model.Workload, netns *os.File) (cni.Attached, error) {
