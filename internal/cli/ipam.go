@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-net/heddle/internal/config"
+	"github.com/heddle-net/heddle/internal/dialect/calico"
 	"github.com/heddle-net/heddle/internal/ipam"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
@@ -56,7 +57,8 @@ func readBooks(ctx context.Context, open openFunc, runDir string) (b ipam.Books,
 	if err := ask(ctx, runDir, "/ipam", &local); err == nil {
 		b.Local = &local
 	}
-	for _, kind := range []model.Kind{model.KindPool, model.KindNode, model.KindBlock, model.KindEndpoint} {
+	var settings []model.Setting
+	for _, kind := range []model.Kind{model.KindPool, model.KindSetting, model.KindNode, model.KindBlock, model.KindEndpoint} {
 		items, _, err := s.List(ctx, kind)
 		if errors.Is(err, store.ErrUnsupported) {
 			continue
@@ -68,6 +70,8 @@ func readBooks(ctx context.Context, open openFunc, runDir string) (b ipam.Books,
 			switch o := i.Object.(type) {
 			case *model.Pool:
 				b.Pools = append(b.Pools, *o)
+			case *model.Setting:
+				settings = append(settings, *o)
 			case *model.Node:
 				b.Nodes = append(b.Nodes, *o)
 			case *model.Block:
@@ -79,9 +83,23 @@ func readBooks(ctx context.Context, open openFunc, runDir string) (b ipam.Books,
 	}
 	if b.Local != nil {
 		b.Pools = b.Local.Pools // also those in a dialect's words
+	} else {
+		b.Pools = withWritten(b.Pools, settings)
 	}
 	slices.SortFunc(b.Blocks, func(x, y model.Block) int { return x.CIDR.Compare(y.CIDR) })
 	return b, nil
+}
+
+// withWritten are the pools that are filed, and those in Calico's words of other ranges: of the same range, the filed one
+// has the blocks.
+func withWritten(filed []model.Pool, settings []model.Setting) []model.Pool {
+	net, _ := calico.Network(settings) // its problems are for `heddle status`
+	for i := range net.Pools {
+		if p := net.Pools[i]; !slices.ContainsFunc(filed, func(f model.Pool) bool { return f.CIDR == p.CIDR }) {
+			filed = append(filed, p)
+		}
+	}
+	return filed
 }
 
 func printJSON(w io.Writer, v any) error {

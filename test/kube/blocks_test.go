@@ -1,0 +1,161 @@
+//go:build kube
+
+package kube
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-net/heddle/test/kube/lab"
+)
+
+// poolDefinitions are those of Calico's CustomResourceDefinitions that a further pool takes.
+const poolDefinitions = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: %[1]s.crd.projectcalico.org}
+spec:
+  group: crd.projectcalico.org
+  scope: Cluster
+  names: {plural: %[1]s, singular: %[2]s, kind: %[3]s, listKind: %[3]sList}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+`
+
+// morePool has blocks of one address for pods.
+const morePool = `
+apiVersion: crd.projectcalico.org/v1
+kind: FelixConfiguration
+metadata: {name: default}
+spec: {vxlanVNI: 1, vxlanPort: 8472}
+---
+apiVersion: crd.projectcalico.org/v1
+kind: IPPool
+metadata: {name: more}
+spec: {cidr: 10.245.0.0/24, blockSize: 30, vxlanMode: Always, natOutgoing: true}
+`
+
+const morePod = `
+apiVersion: v1
+kind: Pod
+metadata:
+  name: %[1]s
+  labels: {app: more}
+  annotations: {cni.projectcalico.org/ipv4pools: '["more"]'}
+spec:
+  nodeName: %[2]s
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: web
+    image: lab.local/agnhost:2.63.0
+    args: [netexec, --http-port=8080, --udp-port=-1]
+    readinessProbe: {httpGet: {path: /hostname, port: 8080}, periodSeconds: 1}
+---
+`
+
+// heldBlock is a Block object.
+type heldBlock struct {
+	cidr netip.Prefix
+	node string
+}
+
+func blocksOf(ctx context.Context, t *testing.T, l *lab.Lab) (blocks []heldBlock) {
+	t.Helper()
+	out := kubectl(ctx, t, l, "get", "blocks", "-o", `jsonpath={range .items[*]}{.spec.cidr}{" "}{.spec.node}{"\n"}{end}`)
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		p, err := netip.ParsePrefix(f[0])
+		if err != nil || len(f) != 2 {
+			t.Fatalf("block %q: %v", line, err)
+		}
+		blocks = append(blocks, heldBlock{p, f[1]})
+	}
+	return blocks
+}
+
+// A second pool comes while everything runs: pods that name it get addresses of blocks that their nodes claim, reach
+// each other and those of the podCIDRs, and the blocks are free again when pods and pool are gone.
+func TestNodesClaimBlocksOfAFurtherPool(t *testing.T) {
+	ctx, l := up(t)
+	for _, k := range [][3]string{{"ippools", "ippool", "IPPool"}, {"felixconfigurations", "felixconfiguration", "FelixConfiguration"}} {
+		if err := l.Apply(ctx, fmt.Sprintf(poolDefinitions, k[0], k[1], k[2])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, time.Minute, "the pool is taken", func() error { return l.Apply(ctx, morePool) })
+	var manifests strings.Builder
+	const each = 3
+	for i := range each {
+		for _, n := range l.Nodes() {
+			fmt.Fprintf(&manifests, morePod, fmt.Sprintf("more-%s-%d", n, i), n)
+		}
+	}
+	if err := l.Apply(ctx, manifests.String()); err != nil {
+		t.Fatal(err)
+	}
+	before := deploy(ctx, t, l, "web", false, 8080)
+	kubectl(ctx, t, l, "wait", "--for=condition=Ready", "pod", "-l", "app=more", "--timeout=2m")
+
+	var pods []pod
+	out := kubectl(ctx, t, l, "get", "pods", "-l", "app=more", "-o", `jsonpath={range .items[*]}{.metadata.name}{" "}{.spec.nodeName}{" "}{.status.podIP}{"\n"}{end}`)
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		pods = append(pods, pod{f[0], f[1], f[2:]})
+	}
+	blocks := blocksOf(ctx, t, l)
+	pool := netip.MustParsePrefix("10.245.0.0/24")
+	for i, b := range blocks {
+		for _, o := range blocks[:i] {
+			if o.cidr.Overlaps(b.cidr) {
+				t.Errorf("%v and %v overlap", o, b)
+			}
+		}
+		if !pool.Contains(b.cidr.Addr()) || b.cidr.Bits() != 30 {
+			t.Errorf("%v is no block of the pool", b)
+		}
+	}
+	if len(pods) != each*len(l.Nodes()) || len(blocks) < len(pods) {
+		t.Errorf("%d pods have %d blocks of one address each", len(pods), len(blocks))
+	}
+	for _, p := range pods {
+		if !slices.ContainsFunc(blocks, func(b heldBlock) bool {
+			return b.node == p.node && b.cidr.Contains(netip.MustParseAddr(p.ips[0]))
+		}) {
+			t.Errorf("%s on %s has %v, of none of its node's blocks: %v", p.name, p.node, p.ips, blocks)
+		}
+	}
+	for i, from := range pods {
+		for _, to := range slices.Concat(pods[i+1:], before[:1]) {
+			if to.node != from.node {
+				reaches(ctx, t, l, from, net.JoinHostPort(to.ips[0], "8080"), to.name)
+			}
+		}
+	}
+	reaches(ctx, t, l, before[0], net.JoinHostPort(pods[0].ips[0], "8080"), pods[0].name)
+	eventually(t, time.Minute, "the books fit", func() error {
+		out, err := l.Kubectl(ctx, "exec", "-n", "heddle-system", "daemonset/heddle", "-c", "agent", "--", "/heddle", "ipam", "check")
+		if err == nil && !strings.Contains(out, "all fits") {
+			err = fmt.Errorf("it says %q", out)
+		}
+		return err
+	})
+
+	kubectl(ctx, t, l, "delete", "pods", "-l", "app=more", "--wait=true")
+	kubectl(ctx, t, l, "delete", "ippools.crd.projectcalico.org", "more")
+	eventually(t, time.Minute, "the blocks are given back", func() error {
+		if left := blocksOf(ctx, t, l); len(left) > 0 {
+			return fmt.Errorf("%v are left", left)
+		}
+		return nil
+	})
+	reaches(ctx, t, l, before[0], net.JoinHostPort(before[1].ips[0], "8080"), before[1].name)
+}
