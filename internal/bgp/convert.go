@@ -63,7 +63,6 @@ func peer(p *peering.Plan, n *peering.Neighbor, restarting bool) *api.Peer {
 		af := &api.AfiSafi{
 			Config:            &api.AfiSafiConfig{Family: safi(f)[0], Enabled: true},
 			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
-			PrefixLimits:      &api.PrefixLimit{Family: safi(f)[0], MaxPrefixes: uint32(maxPrefixes(n))},
 		}
 		if n.LongLived > 0 {
 			af.LongLivedGracefulRestart = &api.LongLivedGracefulRestart{Config: &api.LongLivedGracefulRestartConfig{

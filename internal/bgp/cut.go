@@ -23,6 +23,15 @@ func (s *Server) cut() {
 			ours[a] = true
 		}
 	}
+	s.shut(ours)
+	// gobgp is to see it, before it is told to end.
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end) && s.standing(); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// shut closes the connections with neighbours.
+func (s *Server) shut(ours map[netip.Addr]bool) {
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return
@@ -39,10 +48,6 @@ func (s *Server) cut() {
 			}
 			_ = unix.Close(dup)
 		}
-	}
-	// gobgp is to see it, before it is told to end.
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end) && s.standing(); {
-		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -2,10 +2,10 @@ package bgp
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
-	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 
@@ -29,7 +29,7 @@ var states = map[bgp.FSMState]peering.State{
 	bgp.BGP_FSM_OPENSENT: peering.OpenSent, bgp.BGP_FSM_OPENCONFIRM: peering.OpenConfirm, bgp.BGP_FSM_ESTABLISHED: peering.Established,
 }
 
-func (s *Server) pathEvent([]*apiutil.Path, time.Time) { s.change() }
+func (s *Server) bestEvent([]*apiutil.Path, time.Time) { s.change() }
 
 // endEvent: a neighbour has told all of a family (RFC 4724 section 2).
 func (s *Server) endEvent(p *apiutil.Path, _ time.Time) {
@@ -59,7 +59,7 @@ func (s *Server) peerEvent(e *apiutil.WatchEventMessage_PeerEvent, at time.Time)
 	}
 	switch {
 	case is == peering.Established:
-		n.upAt = at
+		n.upAt, n.heard = at, [2]map[netip.Prefix]struct{}{}
 		n.wanted, n.restarts = ends(st.RemoteCap)
 		s.log.Info("BGP session established", "neighbor", n.Address, "name", n.Name, "as", st.PeerASN)
 	case is == peering.Idle:
@@ -71,15 +71,11 @@ func (s *Server) peerEvent(e *apiutil.WatchEventMessage_PeerEvent, at time.Time)
 // failed notes why a session ended, or did not come up, and holds the neighbour off where it must be.
 func (s *Server) failed(n *session, was peering.State, e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	cause := left(e.Peer.State.DisconnectReason, e.Peer.State.DisconnectMessage)
-	full := e.Peer.State.AdminState == api.PeerState_ADMIN_STATE_PFX_CT
-	if cause == "" && !full {
+	if cause == "" {
 		return
 	}
 	if said := s.listener.noted(n.Address); said.text != "" && cause != awayCause && (at.Sub(said.at) < 2*time.Second || vague(cause) && at.Sub(said.at) < 15*time.Second && was != peering.Established) {
 		cause = said.text
-	}
-	if full {
-		cause = fmt.Sprintf("it told of more than %d prefixes of one family", maxPrefixes(&n.Neighbor))
 	}
 	s.listener.note(n.Address, cause)
 	n.failure = note{cause, at}
@@ -87,11 +83,7 @@ func (s *Server) failed(n *session, was peering.State, e *apiutil.WatchEventMess
 		n.flaps++
 		s.log.Warn("BGP session ended", "neighbor", n.Address, "name", n.Name, "cause", cause, "lasted", at.Sub(n.upAt).Round(time.Second))
 	}
-	switch {
-	case full:
-		n.overruns++
-		s.hold(n, cause, backoff(holdLimit, n.overruns))
-	case was == peering.Established && at.Sub(n.upAt) < lasting:
+	if was == peering.Established && at.Sub(n.upAt) < lasting {
 		n.short++
 		if n.short >= shortOnes {
 			s.hold(n, fmt.Sprintf("%d sessions in a row lasted less than %s; the last one: %s", n.short, lasting, cause), backoff(holdFlaps, n.short-shortOnes+1))

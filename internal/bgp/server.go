@@ -60,8 +60,9 @@ type session struct {
 	state    peering.State
 	since    time.Time
 	flaps    int
-	short    int // sessions in a row that did not last
-	overruns int // times in a row that it told too much
+	short    int                          // sessions in a row that did not last
+	overruns int                          // times in a row that it told too much
+	heard    [2]map[netip.Prefix]struct{} // what it told since it was established: IPv4, IPv6
 	held     time.Time
 	failure  note
 	upAt     time.Time       // when it was established
@@ -144,7 +145,7 @@ func (s *Server) start(p *peering.Plan) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.life, s.unwatch = ctx, cancel
 	return s.bgp.WatchEvent(ctx, gobgp.WatchEventMessageCallbacks{
-		OnPathUpdate: s.pathEvent, OnBestPath: s.pathEvent, OnPathEor: s.endEvent, OnPeerUpdate: s.peerEvent,
+		OnPathUpdate: s.updateEvent, OnBestPath: s.bestEvent, OnPathEor: s.endEvent, OnPeerUpdate: s.peerEvent,
 	}, gobgp.WatchPeer(), gobgp.WatchEor(false), gobgp.WatchUpdate(false, "", ""), gobgp.WatchBestPath(false))
 }
 
