@@ -235,7 +235,7 @@ func (b *batch) lend(addr netip.Addr, node string) {
 func (b *batch) write(f *part, key string, value []byte) {
 	f.dirty = true
 	records := f.tx.Bucket([]byte(recordsBucket))
-	err := error(nil)
+	var err error
 	if value == nil {
 		err = records.Delete([]byte(key))
 	} else {

@@ -88,7 +88,7 @@ func (l *Ledger) openRun(state *image) error {
 	case missing || damaged:
 		run = &image{}
 	default:
-		defer old.Close() // nothing was written through it
+		defer func() { _ = old.Close() }() // nothing was written through it
 	}
 	switch {
 	case run.boot == boot && !state.old: // of this boot: it is gone on with as it is
