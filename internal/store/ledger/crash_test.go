@@ -221,17 +221,28 @@ func (h *history) cutOff(before, after files) {
 		h.recover("killed: state file: "+name, files{after.run, image}, "this")
 		// A power cut takes a run file away that is in memory. On a disk it is as it was at any time before, or a
 		// mixture.
-		h.recover("power cut: state file: "+name, files{nil, image}, "the next")
-		stale := append(slices.Clone(h.stale), before.run, after.run)
-		h.recover("power cut: old run file, state file: "+name, files{stale[rand.IntN(len(stale))], image}, "the next")
-		mixed := bytes.Clone(after.run)
-		for at := 0; at < len(mixed); at += h.page {
-			if from := stale[rand.IntN(len(stale))]; at < len(from) {
-				copy(mixed[at:at+h.page], from[at:])
-			}
+		left := map[string]func() []byte{
+			"no": func() []byte { return nil }, "an old": h.old(before.run, after.run), "a mixed": func() []byte {
+				mixed, old := bytes.Clone(after.run), h.old(before.run, after.run)
+				for at := 0; at < len(mixed); at += h.page {
+					if from := old(); at < len(from) {
+						copy(mixed[at:at+h.page], from[at:])
+					}
+				}
+				return mixed
+			},
 		}
-		h.recover("power cut: mixed run file, state file: "+name, files{mixed, image}, "the next")
+		for what, run := range left { // the first that comes
+			h.recover("power cut: "+what+" run file, state file: "+name, files{run(), image}, "the next")
+			break
+		}
 	}
+}
+
+// old returns the run file as it was at any time before.
+func (h *history) old(more ...[]byte) func() []byte {
+	all := slices.Concat(h.stale, more)
+	return func() []byte { return all[rand.IntN(len(all))] }
 }
 
 // images are what a crash may leave of a commit to a file. bbolt writes data pages, syncs, writes a meta page, syncs
