@@ -36,7 +36,7 @@ func (u *uninstall) files() (found []string, err error) {
 	if c.SubnetFile != "" {
 		add(filepath.Dir(c.SubnetFile), filepath.Base(c.SubnetFile), filepath.Base(c.SubnetFile)+".heddle")
 	}
-	add(c.RunDir, "agent.sock", "cni.sock", wire.ReadyFile)
+	add(c.RunDir, "agent.sock", "cni.sock", wire.ReadyFile, "workloads.db", "workloads.db.new", "workloads.db.damaged")
 	add(filepath.Dir(c.RunDir), filepath.Base(c.RunDir))
 	add(c.StateDir, "ledger.db", "ledger.db.new-*", "policy.json.gz", ".policy.json.gz.*")
 	add(filepath.Dir(c.StateDir), filepath.Base(c.StateDir))
