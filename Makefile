@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test test-short build setup lint fmt bench bench-bgp bench-cni bench-datapath bench-policy \
-	chaos scale window probe test-vm fuzz cross image install uninstall clean kube-setup kube-up kube-down kube kube-conformance
+	test-bgp chaos scale window probe test-vm fuzz cross image install uninstall clean kube-setup kube-up kube-down kube kube-conformance
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ bench-bgp: setup build ## measure BGP: 500 nodes through two reflectors, ours an
 
 bench-policy: setup build ## measure what policies cost per packet, with 10 to 100,000 table entries
 	@build/bench policy $(ARGS)
+
+test-bgp: setup build ## run the labs of BGP, and what speaks with BIRD and FRR
+	@build/test bgp
 
 chaos: setup build ## kill agent and store 200 times during ADD and DEL (KILLS=n)
 	@build/test chaos

@@ -159,9 +159,9 @@ func isLearned(ctx context.Context, t *testing.T, l *lab.Lab, peer plan.Peer) er
 	return nil
 }
 
-// TestNetworkInCalicosWordsChangesUnderLoad: VXLAN, its direct half, BGP; a mesh, then route reflectors; an agent that is
+// TestBGPInCalicosWordsChangesUnderLoad: VXLAN, its direct half, BGP; a mesh, then route reflectors; an agent that is
 // killed. No connection breaks, and no ping is lost.
-func TestNetworkInCalicosWordsChangesUnderLoad(t *testing.T) {
+func TestBGPInCalicosWordsChangesUnderLoad(t *testing.T) {
 	ctx, l := upCalico(t, "flat", ipPools("vxlanMode: Always"))
 	eventually(t, 60*time.Second, "vxlan", func() error { return allPathsAre(ctx, l, model.PathVXLAN) })
 	all := pods(t, l)
@@ -189,9 +189,9 @@ func TestNetworkInCalicosWordsChangesUnderLoad(t *testing.T) {
 	ld.done(t)
 }
 
-// TestPoolWithoutEncapsulationNamesWhatIsOutOfReach: in another segment, with a router between that has not learned the
+// TestBGPNamesWhatIsOutOfReachWithoutEncapsulation: in another segment, with a router between that has not learned the
 // routes, packets would be lost; the node says so, and what to do, and CrossSubnet is the way out.
-func TestPoolWithoutEncapsulationNamesWhatIsOutOfReach(t *testing.T) {
+func TestBGPNamesWhatIsOutOfReachWithoutEncapsulation(t *testing.T) {
 	ctx, l := upCalico(t, "two-segments", ipPools(unencapsulated), func(s *lab.Spec) { s.Pods = 0 })
 	eventually(t, 60*time.Second, "n1 says that n3 is out of reach", func() error {
 		return problem(ctx, l, "n1", "bgp-nexthop-unreachable", "it is in no segment of this node")
@@ -247,9 +247,9 @@ metadata: {name: default}
 spec: {cidr: 10.244.0.0/16, ipipMode: Never, vxlanMode: Never}
 `
 
-// TestRouterThatLearnsTheRoutesCarriesPodsBetweenSegments: with BIRD as the top-of-rack switch, and a node an AS, no
+// TestBGPRouterCarriesPodsBetweenSegments: with BIRD as the top-of-rack switch, and a node an AS, no
 // packet is wrapped between segments (walkthrough F). A node that is killed keeps its pods reachable.
-func TestRouterThatLearnsTheRoutesCarriesPodsBetweenSegments(t *testing.T) {
+func TestBGPRouterCarriesPodsBetweenSegments(t *testing.T) {
 	conf := filepath.Join(t.TempDir(), "bird.conf")
 	if err := os.WriteFile(conf, []byte(torConf), 0o600); err != nil {
 		t.Fatal(err)
