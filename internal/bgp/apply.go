@@ -150,6 +150,7 @@ func (s *Server) meet(old, p *peering.Plan, restarting bool) (errs []error) {
 	for i := range p.Neighbors {
 		wanted[p.Neighbors[i].Address] = &p.Neighbors[i]
 	}
+	paused := s.pause(old, p, wanted)
 	for _, a := range s.addresses() {
 		n, w := s.sessions[a], wanted[a]
 		switch {
@@ -157,8 +158,11 @@ func (s *Server) meet(old, p *peering.Plan, restarting bool) (errs []error) {
 			errs = append(errs, s.remove(n))
 			s.listener.forget(a)
 			delete(s.sessions, a)
-		case !reflect.DeepEqual(wired(n.Neighbor), wired(*w)) || old != nil && old.ClusterID != p.ClusterID && w.Client:
+		case !reflect.DeepEqual(wired(n.Neighbor), wired(*w)) || reflectsAnew(old, p, &n.Neighbor, w):
 			errs = append(errs, s.remove(n))
+			if k := paused[a]; k != nil {
+				s.kept[a] = k
+			}
 			s.sessions[a] = &session{Neighbor: *w, state: peering.Idle, since: time.Now(), flaps: n.flaps, lost: n.lost}
 		default:
 			n.Neighbor = *w
@@ -169,7 +173,7 @@ func (s *Server) meet(old, p *peering.Plan, restarting bool) (errs []error) {
 			s.sessions[a] = &session{Neighbor: *wanted[a], state: peering.Idle, since: time.Now()}
 		}
 		if n := s.sessions[a]; !n.added && !time.Now().Before(n.held) {
-			errs = append(errs, s.add(n, restarting))
+			errs = append(errs, s.add(n, restarting || paused[a] != nil))
 		}
 	}
 	return slices.DeleteFunc(errs, func(e error) bool { return e == nil })
@@ -193,6 +197,7 @@ func (s *Server) remove(n *session) error {
 		return nil
 	}
 	n.added = false
+	delete(s.kept, n.Address)
 	ctx := context.Background()
 	if n.Password != "" {
 		// gobgp takes a password off its listeners only when it replaces a neighbour: with one that is not to be.

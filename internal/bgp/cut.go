@@ -1,13 +1,10 @@
 package bgp
 
 import (
-	"context"
 	"net/netip"
 	"os"
 	"strconv"
-	"time"
 
-	"github.com/osrg/gobgp/v4/api"
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-net/heddle/internal/peering"
@@ -25,9 +22,7 @@ func (s *Server) cut() {
 	}
 	s.shut(ours)
 	// gobgp is to see it, before it is told to end.
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end) && s.standing(); {
-		time.Sleep(time.Millisecond)
-	}
+	s.await(func(netip.Addr) bool { return true })
 }
 
 // shut closes the connections with neighbours.
@@ -84,13 +79,4 @@ func addrPort(a unix.Sockaddr) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
 	}
 	return netip.AddrPort{}
-}
-
-// standing reports whether gobgp still holds a session for established.
-func (s *Server) standing() bool {
-	up := false
-	_ = s.bgp.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
-		up = up || p.State.SessionState == api.PeerState_SESSION_STATE_ESTABLISHED
-	})
-	return up
 }

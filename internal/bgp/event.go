@@ -47,7 +47,7 @@ func (s *Server) peerEvent(e *apiutil.WatchEventMessage_PeerEvent, at time.Time)
 	defer s.mu.Unlock()
 	st := e.Peer.State
 	n := s.sessions[st.NeighborAddress]
-	if n == nil || !n.added || s.over {
+	if n == nil || !n.added || s.over || at.Before(n.since) {
 		return
 	}
 	was, is := n.state, states[st.SessionState]

@@ -1,6 +1,8 @@
 package bgp
 
 import (
+	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -69,5 +71,66 @@ func TestLongLivedRoutesAreTheLastResort(t *testing.T) {
 	}
 	if s := a.status(at(42)); s.Restarting || s.Received != 0 {
 		t.Errorf("the status of b, whose routes are gone: %+v", s)
+	}
+}
+
+// TestNodeBecomesAReflectorWithoutLoss: what a node reflects changes, and the sessions are made anew for it. Neither
+// side loses a route, not even for a moment, and those of another kind are not touched.
+func TestNodeBecomesAReflectorWithoutLoss(t *testing.T) {
+	t.Parallel()
+	rr := newNode(t, 51, "10.244.51.0/26").knows(at(52), nil).knows(at(53), nil).knows(at(54), func(n *peering.Neighbor) { n.RemoteASN = 65054 }).speak()
+	var x [55]*node
+	for n := 52; n <= 53; n++ {
+		x[n] = newNode(t, n, fmt.Sprintf("10.244.%d.0/26", n)).knows(at(51), nil).knows(at(105-n), nil).speak()
+	}
+	x[54] = newNode(t, 54)
+	x[54].plan.ASN = 65054
+	x[54].knows(at(51), func(n *peering.Neighbor) { n.RemoteASN = 64512 }).speak()
+	had := func() error {
+		for who, blocks := range map[*node][]string{rr: {"10.244.52.0/26", "10.244.53.0/26"}, x[52]: {"10.244.51.0/26", "10.244.53.0/26"}, x[53]: {"10.244.51.0/26", "10.244.52.0/26"}} {
+			for _, b := range blocks {
+				if !strings.HasPrefix(who.best(b), "10.99.0.5") {
+					return fmt.Errorf("%s has no way to %s: %v", who.name, b, who.to(b))
+				}
+			}
+		}
+		return nil
+	}
+	until(t, "all have all", func() bool { return had() == nil && x[54].best("10.244.51.0/26") != "" })
+	since, foreign := rr.status(at(52)).Since, rr.status(at(54)).Since
+	for _, reflects := range []bool{true, false} {
+		rr.plan.ClusterID = netip.Addr{}
+		if reflects {
+			rr.plan.ClusterID = at(51)
+		}
+		for i := range rr.plan.Neighbors {
+			rr.plan.Neighbors[i].Client = reflects && i < 2
+		}
+		rr.apply()
+		until(t, "the sessions are there again, and all was told", func() bool {
+			if err := had(); err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range []int{52, 53} {
+				s := rr.status(at(n))
+				if s.State != peering.Established || !s.Since.After(since) || s.Restarting || x[n].status(at(51)).Restarting || x[n].to("10.244.51.0/26")[0].Stale {
+					return false
+				}
+			}
+			return true
+		})
+		since = rr.status(at(53)).Since
+		until(t, "what is told by others is reflected, or not any more", func() bool {
+			if err := had(); err != nil {
+				t.Fatal(err)
+			}
+			return (len(x[52].to("10.244.53.0/26")) == 2) == reflects && (len(x[53].to("10.244.52.0/26")) == 2) == reflects
+		})
+	}
+	if s := rr.status(at(52)); s.Failure != "" || s.Flaps != 0 {
+		t.Errorf("what this node did itself counts as a failure: %+v", s)
+	}
+	if s := rr.status(at(54)); s.Since != foreign {
+		t.Errorf("a session of another kind was touched: %+v", s)
 	}
 }

@@ -49,7 +49,8 @@ type Server struct {
 	told     map[netip.Prefix]peering.Announcement
 	routes   []path
 	counts   map[netip.Addr]count
-	since    time.Time // of the first plan
+	kept     map[netip.Addr]*keepsake // of sessions that this node made anew
+	since    time.Time                // of the first plan
 	settled  bool
 }
 
@@ -80,6 +81,7 @@ func New(o Options) *Server {
 	return &Server{
 		log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), bfd: o.BFD, settle: cmp.Or(o.SettleTime, 30*time.Second),
 		changed: make(chan struct{}, 1), sessions: map[netip.Addr]*session{}, told: map[netip.Prefix]peering.Announcement{},
+		kept: map[netip.Addr]*keepsake{},
 	}
 }
 
@@ -178,6 +180,7 @@ func (s *Server) stop(quietly bool) {
 	s.events.Wait()
 	s.bgp, s.rules, s.listen, s.routes, s.counts = nil, nil, nil, nil, nil
 	clear(s.told)
+	clear(s.kept)
 	for _, n := range s.sessions {
 		n.added = false
 		if n.state != peering.Idle {
@@ -250,7 +253,7 @@ func (s *Server) round() {
 			n.short, n.overruns = 0, 0
 		}
 	}
-	if !s.settled && s.settling() {
+	if !s.settled && s.settling() || len(s.kept) > 0 {
 		s.change()
 	}
 }

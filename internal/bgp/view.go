@@ -91,6 +91,7 @@ func (s *Server) read() {
 		}
 		s.counts[a] = c
 	}
+	s.recall()
 	lastResort(s.routes)
 	sortRoutes(s.routes)
 	explain(s.routes, local)
