@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -44,9 +46,22 @@ func blockName(key string) string {
 type claimed struct {
 	block   model.Block
 	uid     types.UID
+	made    time.Time
 	version string
 	born    string // the first version that was seen here
+	// counts: it is a block; ever: it was one at some time.
+	counts, ever bool
 }
+
+// older reports whether a Block object counts before another one that overlaps it. All agents see it the same way, also
+// those that learn of the two long after.
+func (cl *claimed) older(than *claimed) bool {
+	return cl.made.Before(than.made) || cl.made.Equal(than.made) && !reached(cl.version, than.version)
+}
+
+// apart reports whether two blocks may be side by side: they do not overlap, or one is an address that is lent out of
+// the other.
+func apart(a, b *model.Block) bool { return !a.CIDR.Overlaps(b.CIDR) || outOf(a, b) || outOf(b, a) }
 
 // blocks is the source of Block objects.
 func (s *Store) blocks() *source {
@@ -67,7 +82,7 @@ func reduceBlock(o runtime.Object) *thin {
 	if !ok {
 		return &thin{}
 	}
-	out := &thin{name: u.GetName(), version: u.GetResourceVersion(), uid: u.GetUID(), key: u.GetName()}
+	out := &thin{name: u.GetName(), version: u.GetResourceVersion(), uid: u.GetUID(), made: u.GetCreationTimestamp().Time, key: u.GetName()}
 	b, err := blockOf(u)
 	if err != nil {
 		out.wrong = err
@@ -118,16 +133,16 @@ func (c *catalog) takeBlock(t *thin, gone bool) {
 	}
 	if was != nil && (gone || b == nil || was.uid != t.uid) {
 		delete(c.claimed, t.name)
-		c.reblock(was.block.CIDR) // also when it was made anew meanwhile: then it is another one
+		c.reblockAround(was.block.CIDR) // also when it was made anew meanwhile: then it is another one
 		was = nil
 	}
 	if b != nil && !gone {
-		now := &claimed{block: *b, uid: t.uid, version: t.version, born: t.version}
+		now := &claimed{block: *b, uid: t.uid, made: t.made, version: t.version, born: t.version}
 		if was != nil {
-			now.born = was.born
+			now.born, now.counts, now.ever = was.born, was.counts, was.ever
 		}
 		c.claimed[t.name] = now
-		c.reblock(b.CIDR)
+		c.reblockAround(b.CIDR)
 	}
 	c.wake()
 }
@@ -141,7 +156,7 @@ func (c *catalog) replaceBlocks(all []*thin) {
 	for name, was := range c.claimed {
 		if !there[name] {
 			delete(c.claimed, name)
-			c.reblock(was.block.CIDR)
+			c.reblockAround(was.block.CIDR)
 		}
 	}
 	for _, t := range all {
@@ -163,14 +178,60 @@ func reached(at, version string) bool {
 	return err == nil && order >= 0
 }
 
+// reblockAround lists a range's block anew, and those of Block objects that hang together with it. No agent makes one
+// that overlaps a podCIDR or an older one that counts: such is a mistake, or worse, and does not count. mu is held.
+func (c *catalog) reblockAround(r netip.Prefix) {
+	widest := r // of two ranges that overlap one holds the other
+	for _, cl := range c.claimed {
+		if cl.block.CIDR.Overlaps(r) && cl.block.CIDR.Bits() < widest.Bits() {
+			widest = cl.block.CIDR
+		}
+	}
+	var list, counting []*claimed
+	for _, cl := range c.claimed {
+		if cl.block.CIDR.Overlaps(widest) {
+			list = append(list, cl)
+		}
+	}
+	slices.SortFunc(list, func(a, b *claimed) int {
+		if a.older(b) {
+			return -1
+		}
+		return 1
+	})
+	for _, cl := range list {
+		why := c.notCounting(cl, counting)
+		if why != nil && (cl.counts || !cl.ever) {
+			c.log.Error("a Block does not count", "block", cl.block.CIDR, "node", cl.block.Node, "reason", why)
+		}
+		if cl.counts = why == nil; cl.counts {
+			cl.ever = true
+			counting = append(counting, cl)
+		}
+	}
+	c.reblock(r)
+	for _, cl := range list {
+		c.reblock(cl.block.CIDR)
+	}
+}
+
+// notCounting says why a Block object is no block, given the older ones around it that are. mu is held.
+func (c *catalog) notCounting(cl *claimed, older []*claimed) error {
+	if of := c.podCIDROver(cl.block.CIDR); of.IsValid() {
+		return fmt.Errorf("it overlaps podCIDR %s of node %q: choose pools outside of what Kubernetes gives out", of, c.holders[of][0])
+	}
+	for _, o := range older {
+		if !apart(&o.block, &cl.block) {
+			return fmt.Errorf("it overlaps %s of node %q, which is older", o.block.CIDR, o.block.Node)
+		}
+	}
+	return nil
+}
+
 // claimedBlock is the block that a Block object of just this range says, if that counts. mu is held.
 func (c *catalog) claimedBlock(r netip.Prefix) *model.Block {
 	cl := c.claimed[blockName((&model.Block{CIDR: r}).Key())]
-	if cl == nil {
-		return nil
-	}
-	if of := c.podCIDROver(r); of.IsValid() {
-		c.log.Error("a Block overlaps a podCIDR, and does not count: choose pools outside of what Kubernetes gives out", "block", r, "node", cl.block.Node, "podCIDR", of, "nodes", c.holders[of])
+	if cl == nil || !cl.counts {
 		return nil
 	}
 	b := cl.block
@@ -214,12 +275,12 @@ func (c *catalog) Assigns(p model.Pool) bool {
 	return c.given(&model.Block{CIDR: p.CIDR, Pool: p.Name})
 }
 
-// against is a block that stands in the way of another: it overlaps, and neither is an address that is lent out of the
-// other. Only those are asked that an older version than before has made; empty: all. mu is held.
+// against says which block stands in the way of another. Only those are asked that an older version than before has
+// made; empty: all. One that never counted is in nobody's way. mu is held.
 func (c *catalog) against(b *model.Block, before string) error {
 	for _, cl := range c.claimed {
 		o := &cl.block
-		if o.CIDR == b.CIDR || !o.CIDR.Overlaps(b.CIDR) || outOf(b, o) || outOf(o, b) || before != "" && reached(cl.born, before) {
+		if o.CIDR == b.CIDR || !cl.ever || apart(o, b) || before != "" && reached(cl.born, before) {
 			continue
 		}
 		return fmt.Errorf("block %s: it overlaps block %s of node %q: %w", b.CIDR, o.CIDR, o.Node, store.ErrConflict)

@@ -2,11 +2,15 @@ package kube
 
 import (
 	"log/slog"
+	"maps"
 	"net/netip"
 	"regexp"
+	"slices"
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"pgregory.net/rapid"
 
 	"github.com/heddle-net/heddle/internal/model"
@@ -78,4 +82,48 @@ func TestBlockThatIsNoneIsLeftOut(t *testing.T) {
 	if len(c.objects[model.KindBlock]) != 0 || len(c.claimed) != 0 {
 		t.Error("what is not listed any more is still there")
 	}
+}
+
+// TestOlderBlockCounts: a node that claims a part of another's block gets nothing, whoever of the two is heard of first.
+func TestOlderBlockCounts(t *testing.T) {
+	object := func(made int64, version string, b model.Block) *thin {
+		b.Pool = "p"
+		out := reduceBlock(objectOf(&b))
+		out.made, out.version, out.uid = time.Unix(made, 0), version, types.UID(b.CIDR.String())
+		return out
+	}
+	cidr := netip.MustParsePrefix
+	old := object(10, "9", model.Block{CIDR: cidr("10.64.0.0/26"), Node: "a"})
+	list := []*thin{
+		old,
+		object(10, "11", model.Block{CIDR: cidr("10.64.0.0/27"), Node: "b"}),
+		object(12, "15", model.Block{CIDR: cidr("10.64.0.0/24"), Node: "b"}),
+		object(12, "12", model.Block{CIDR: cidr("10.64.0.5/32"), Node: "b", Lender: "a"}),
+		object(12, "13", model.Block{CIDR: cidr("10.64.0.6/32"), Node: "a", For: "b"}),
+		object(12, "14", model.Block{CIDR: cidr("10.64.0.7/32"), Node: "b", Lender: "c"}),
+		object(12, "16", model.Block{CIDR: cidr("10.64.0.64/26"), Node: "c"}),
+	}
+	rapid.Check(t, func(rt *rapid.T) {
+		c := newCatalog("a", slog.New(slog.DiscardHandler))
+		defer c.close()
+		want := func(when string, keys ...string) {
+			if got := slices.Sorted(maps.Keys(c.objects[model.KindBlock])); !slices.Equal(got, keys) {
+				rt.Fatalf("%s: %v count, want %v", when, got, keys)
+			}
+		}
+		locked(c, func() {
+			for _, o := range rapid.Permutation(list).Draw(rt, "order") {
+				c.takeBlock(o, false)
+			}
+			want("at first", "10.64.0.0-26", "10.64.0.5-32", "10.64.0.6-32", "10.64.0.64-26")
+			// What people write on it makes it no younger.
+			now := *old
+			now.version = "20"
+			now.made = old.made.Add(-time.Nanosecond) // but versions count within the second of its making
+			c.takeBlock(&now, false)
+			want("then", "10.64.0.0-26", "10.64.0.5-32", "10.64.0.6-32", "10.64.0.64-26")
+			c.takeBlock(&now, true)
+			want("without it", "10.64.0.0-27", "10.64.0.64-26")
+		})
+	})
 }

@@ -116,13 +116,15 @@ func (s *Store) learnedBlock(ctx context.Context, b *model.Block, version string
 	name := blockName(b.Key())
 	cl, rev := s.claimed[name], s.objects[model.KindBlock][b.Key()].revision
 	late := s.against(b, version)
-	if late == nil && cl != nil && rev == 0 {
-		late = fmt.Errorf("%s: it overlaps a podCIDR: %w", noun, store.ErrConflict)
+	if of := s.podCIDROver(b.CIDR); of.IsValid() {
+		late = fmt.Errorf("%s: it overlaps podCIDR %s: %w", noun, of, store.ErrConflict)
 	}
 	s.mu.Unlock()
 	switch {
 	case cl == nil || cl.block != *b:
 		return 0, fmt.Errorf("%s: %w: somebody else wrote to it right after", noun, store.ErrUnavailable)
+	case late == nil && rev == 0:
+		return 0, fmt.Errorf("%s: %w: it overlaps another one, which has not gone yet", noun, store.ErrUnavailable)
 	case late == nil:
 		return rev, nil
 	case cl.born != version:

@@ -95,12 +95,7 @@ func (c *catalog) reholder(name string, was, now []netip.Prefix) {
 		c.repool()
 	}
 	for _, r := range slices.Concat(was, now) {
-		c.reblock(r)
-		for _, cl := range c.claimed {
-			if cl.block.CIDR.Overlaps(r) {
-				c.reblock(cl.block.CIDR)
-			}
-		}
+		c.reblockAround(r)
 	}
 }
 

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,7 +20,8 @@ type thin struct {
 	synced                   bool         // of a bookmark: everything that was there has been told
 	key                      string       // of object; may be set where there is none
 	object                   model.Object // nil: it is not of interest, or wrong
-	uid                      types.UID    // of a Block
+	uid                      types.UID    // of a Block, and when it was made
+	made                     time.Time
 	node                     *nodeFacts
 	wrong                    error // why there is no object
 }
