@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -159,8 +160,14 @@ func (c *catalog) replaceBlocks(all []*thin) {
 			c.reblockAround(was.block.CIDR)
 		}
 	}
+	known := maps.Clone(c.claimed)
 	for _, t := range all {
 		c.takeBlock(t, false)
+	}
+	for name, cl := range c.claimed {
+		if known[name] == nil {
+			cl.ever = cl.counts // a list is in no order of time
+		}
 	}
 	c.wake()
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/heddle-net/heddle/internal/model"
+	"github.com/heddle-net/heddle/internal/store"
 )
 
 var dns1123 = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
@@ -112,10 +114,22 @@ func TestOlderBlockCounts(t *testing.T) {
 			}
 		}
 		locked(c, func() {
-			for _, o := range rapid.Permutation(list).Draw(rt, "order") {
-				c.takeBlock(o, false)
+			all := rapid.Permutation(list).Draw(rt, "order")
+			if rapid.Bool().Draw(rt, "one by one") { // then in the order of their making
+				for _, i := range []int{0, 1, 3, 4, 5, 2, 6} {
+					c.takeBlock(list[i], false)
+				}
+			} else {
+				c.replaceBlocks(all)
 			}
 			want("at first", "10.64.0.0-26", "10.64.0.5-32", "10.64.0.6-32", "10.64.0.64-26")
+			// What does not count is in nobody's way.
+			if err := c.against(&model.Block{CIDR: cidr("10.64.0.128/26"), Pool: "p", Node: "d"}, ""); err != nil {
+				rt.Fatal(err)
+			}
+			if err := c.against(&model.Block{CIDR: cidr("10.64.0.96/27"), Pool: "p", Node: "d"}, ""); !errors.Is(err, store.ErrConflict) {
+				rt.Fatalf("a part of another's: %v", err)
+			}
 			// What people write on it makes it no younger.
 			now := *old
 			now.version = "20"
