@@ -275,6 +275,11 @@ func TestSecondOpenerIsRefusedByName(t *testing.T) {
 	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path) {
 		t.Fatalf("error %v", err)
 	}
+	other := filepath.Join(t.TempDir(), "ledger.db")
+	_, err = Open(other, Options{RunPath: path + ".run", LockWait: 20 * time.Millisecond})
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path+".run") {
+		t.Fatalf("error %v", err)
+	}
 }
 
 // damage is what may have become of a file.
@@ -334,7 +339,7 @@ func BenchmarkReserveAndRelease(b *testing.B) {
 				dir = d
 			}
 			l := open(b, filepath.Join(dir, fmt.Sprintf("bench-%d-%d.db", os.Getpid(), time.Now().UnixNano())), Options{CoolDown: time.Nanosecond})
-			b.Cleanup(func() { _ = os.Remove(l.Path()) })
+			b.Cleanup(func() { _, _ = os.Remove(l.Path()), os.Remove(l.Path()+".run") })
 			var wg sync.WaitGroup
 			b.ResetTimer()
 			for n := range writers {
