@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -278,6 +279,7 @@ func speak(dir string) {
 	}
 	var p peering.Plan
 	var s secret
+	debug.SetGCPercent(25) // as the agent does
 	read("plan", &p)
 	read("secret", &s)
 	for i := range p.Neighbors {

@@ -56,9 +56,9 @@ func elected(ctx context.Context, l *lab.Lab, nodes []string) ([]string, error) 
 	return both, nil
 }
 
-// TestDeadReflectorIsReplaced: the agent of an elected route reflector is stopped for good. The others elect the next
+// TestBGPReplacesADeadReflector: the agent of an elected route reflector is stopped for good. The others elect the next
 // one, keep the routes to the dead one's pods, and hear of new blocks.
-func TestDeadReflectorIsReplaced(t *testing.T) {
+func TestBGPReplacesADeadReflector(t *testing.T) {
 	t.Parallel()
 	ctx, l := upCalico(t, "flat", smallMesh, func(s *lab.Spec) {
 		nodes := s.Topology.Nodes
