@@ -73,6 +73,15 @@ func TestBlockThatIsNoneIsLeftOut(t *testing.T) {
 			t.Errorf("%d blocks after it was mended", n)
 		}
 	}
+	// Made anew while nobody looked, it is another one.
+	was, again := c.objects[model.KindBlock]["10.64.0.0-26"].revision, good.DeepCopy()
+	again.SetUID("new")
+	for range 2 {
+		locked(c, func() { c.replaceBlocks([]*thin{reduceBlock(again)}) })
+		if now := c.objects[model.KindBlock]["10.64.0.0-26"].revision; now != was+2 {
+			t.Errorf("revision %d after %d, want two changes", now, was)
+		}
+	}
 	for _, o := range []string{"10.64.0.0-27", "10.64.0.64-26"} {
 		u := good.DeepCopy()
 		u.SetName(o)

@@ -303,6 +303,7 @@ func TestSmallestRights(t *testing.T) {
 		"subjects": []any{map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "agent"}},
 	})
 	l.make(t, definitions, definition("policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies", "ClusterNetworkPolicy", false))
+	l.serveBlocks(t)
 	l.node(t, "node-1", "10.128.1.0/24")
 	s := l.open(t, kube.Options{Kubeconfig: l.agentConfig, Node: "node-1", Pools: []model.Pool{pool()}, Log: logOf(t)})
 	ctx := context.Background()
@@ -321,4 +322,7 @@ func TestSmallestRights(t *testing.T) {
 	})
 	l.make(t, networkPolicies, netpol("default", "deny"))
 	l.comes(t, s, model.KindResource, "NetworkPolicy.networking.k8s.io:default:deny")
+	if _, err := s.Put(ctx, storetest.FreeBlock(1, "node-1"), 0); !errors.Is(err, store.ErrUnsupported) || !strings.Contains(err.Error(), "ClusterRole") {
+		t.Errorf("a claim without the right: %v", err)
+	}
 }
