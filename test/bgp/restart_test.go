@@ -151,3 +151,39 @@ protocol bgp node1 {
 		})
 	}
 }
+
+// TestReflectorToBeLosesNoRoute: a node of ours becomes a route reflector, for which its session is made anew. The other
+// side keeps its routes, and it the other's.
+func TestReflectorToBeLosesNoRoute(t *testing.T) {
+	birds := birdConf(109, `
+protocol bgp node1 {
+	local 10.99.0.109 as 64512; neighbor 10.99.0.9 as 64512; graceful restart on; connect delay time 1; connect retry time 2; error wait time 1,2;
+	ipv4 { import all; export filter told; next hop self; };
+}`)
+	v4, v6 := activate("10.99.0.9")
+	for _, r := range []role{{bird, birds}, {frr, frrConf(109, 64512, " neighbor 10.99.0.9 remote-as 64512\n neighbor 10.99.0.9 timers connect 2", v4, v6)}} {
+		t.Run(r.name, func(t *testing.T) {
+			d := newDaemon(t, r.kind, 109, r.files)
+			p := newPlan(9, "10.244.9.0/26")
+			knows(&p, at(109), nil)
+			x := start(t, p)
+			kept := func() bool {
+				return best(x.Routes(), "10.50.0.0/16") == "10.99.0.109" && hasAll(d.show(d, "10.244.9.0/26"), "10.99.0.9")
+			}
+			until(t, "each has the other's routes", kept)
+			since := x.status(at(109)).Since
+			x.plan.ClusterID, x.plan.Neighbors[0].Client = at(9), true
+			x.apply()
+			until(t, "the session is there again, and nothing is stale", func() bool {
+				if !kept() {
+					t.Fatalf("a route was lost: %+v; %s says %s", x.to("10.50.0.0/16"), r.name, d.show(d, "10.244.9.0/26"))
+				}
+				s := x.status(at(109))
+				return s.State == peering.Established && s.Since.After(since) && !s.Restarting && !x.to("10.50.0.0/16")[0].Stale && !d.keeps(d, "10.244.9.0/26")
+			})
+			if s := x.status(at(109)); s.Flaps != 0 || s.Failure != "" {
+				t.Errorf("what this node did itself counts as a failure: %+v", s)
+			}
+		})
+	}
+}
