@@ -57,11 +57,12 @@ func notification(code, subcode, communicated string) string {
 }
 
 const (
-	endedHere   = "this node ended it: "
-	closedCause = "the neighbor took the connection and closed it at once: it does not want this node, or is not ready"
-	endCause    = "the connection ended without a word from the neighbor"
-	awayCause   = "it did not come back in its restart time"
-	stateCause  = "a message came that does not belong there"
+	endedHere    = "this node ended it: "
+	closedCause  = "the neighbor took the connection and closed it at once: it does not want this node, or is not ready"
+	endCause     = "the connection ended without a word from the neighbor"
+	crossedCause = endedHere + "its last word of the opening did not come, as when two connections cross"
+	awayCause    = "it did not come back in its restart time"
+	stateCause   = "a message came that does not belong there"
 )
 
 // vague are causes that say little.

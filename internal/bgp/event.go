@@ -22,6 +22,9 @@ const (
 	holdLimit = time.Minute      // after too many prefixes; doubled too
 	holdBFD   = 5 * time.Second
 	holdMax   = 10 * time.Minute
+	// confirming is how long the last step of the opening may take. Where both sides connect in the same moment, gobgp
+	// may wait on each side for the connection that the other one has given up, until the hold timer ends.
+	confirming = 5 * time.Second
 )
 
 var states = map[bgp.FSMState]peering.State{

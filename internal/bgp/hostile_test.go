@@ -54,8 +54,8 @@ func newLiar(t *testing.T, n int, say func(c net.Conn)) *liar {
 	return x
 }
 
-// open takes part in the opening of a session.
-func (x *liar) open(c net.Conn) bool {
+// greet says the first words of the opening of a session: OPEN, and then KEEPALIVE.
+func (x *liar) greet(c net.Conn, words int) bool {
 	as := uint16(65000 + x.n)
 	m, err := bgp.NewBGPOpenMessage(as, 90, at(x.n), []bgp.OptionParameterInterface{bgp.NewOptionParameterCapability([]bgp.ParameterCapabilityInterface{
 		bgp.NewCapMultiProtocol(bgp.RF_IPv4_UC), bgp.NewCapFourOctetASNumber(uint32(as)),
@@ -65,11 +65,19 @@ func (x *liar) open(c net.Conn) bool {
 		x.t.Error(err)
 		return false
 	}
-	for _, m := range []*bgp.BGPMessage{m, bgp.NewBGPKeepAliveMessage()} {
+	for _, m := range []*bgp.BGPMessage{m, bgp.NewBGPKeepAliveMessage()}[:words] {
 		b, _ := m.Serialize()
 		if _, err := c.Write(b); err != nil {
 			return false
 		}
+	}
+	return true
+}
+
+// open takes part in the opening of a session.
+func (x *liar) open(c net.Conn) bool {
+	if !x.greet(c, 2) {
+		return false
 	}
 	for range 2 { // OPEN, KEEPALIVE
 		head := make([]byte, 19)
@@ -233,4 +241,39 @@ func TestAFlappingNeighborIsLeftAlone(t *testing.T) {
 	check()
 	until(t, "it is called again after the pause", func() bool { return liar.calls.Load() > calls })
 	check()
+}
+
+// TestHalfOpenSessionIsTriedAgain: a neighbor that opens a session and never confirms it, as one that waits for another
+// connection that has crossed this one, does not keep the session down for the length of the hold timer.
+func TestHalfOpenSessionIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at(62), 179)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		silent := &liar{t: t, n: 62}
+		for calls := 0; ; calls++ {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
+			if calls == 0 {
+				silent.greet(c, 1) // OPEN, and no KEEPALIVE
+			} else {
+				silent.open(c)
+			}
+			_, _ = io.Copy(io.Discard, c)
+			_ = c.Close()
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close(); <-done })
+	x := newNode(t, 61).knows(at(62), func(n *peering.Neighbor) { n.RemoteASN = 65062 }).speak()
+	until(t, "the session is given up, and why", func() bool { return strings.Contains(x.status(at(62)).Failure, crossedCause) })
+	x.untilUp(at(62))
+	x.stop() // before the listener waits for its end
 }

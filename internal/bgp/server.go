@@ -248,6 +248,10 @@ func (s *Server) round() {
 		if n.added && n.state != peering.Established {
 			s.ask(n)
 		}
+		if n.added && n.state == peering.OpenConfirm && time.Since(n.since) > confirming {
+			s.listener.note(a, crossedCause)
+			s.shut(map[netip.Addr]bool{a: true})
+		}
 		// A session that lasts is forgiven what was before.
 		if n.state == peering.Established && time.Since(n.since) > lasting {
 			n.short, n.overruns = 0, 0
