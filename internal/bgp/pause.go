@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/netip"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
@@ -76,6 +77,8 @@ func (s *Server) recall() {
 		prefix   netip.Prefix
 		neighbor netip.Addr
 	}
+	// What is only on its way into the table does not count yet.
+	s.routes = slices.DeleteFunc(s.routes, func(r path) bool { return s.kept[r.Neighbor] != nil && r.Rejected && r.Reason == takenIn })
 	told, best := map[key]bool{}, map[netip.Prefix]bool{}
 	for i := range s.routes {
 		r := &s.routes[i]

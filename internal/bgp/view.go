@@ -83,7 +83,7 @@ func (s *Server) read() {
 				if r.Reason = looped(&r, s.plan, &n.Neighbor); r.Reason == "" {
 					_, ok, why := s.plan.Believe(&n.Neighbor, r.Route)
 					if r.Reason = why; ok {
-						r.Reason = "being taken in"
+						r.Reason = takenIn
 					}
 				}
 				s.routes = append(s.routes, r)
@@ -121,8 +121,9 @@ func lastResort(routes []path) {
 	}
 }
 
-// What is added to the reason of routes that are kept for a neighbor.
+// Reasons, and what is added to those of routes that are kept for a neighbor.
 const (
+	takenIn    = "being taken in" // believed, and not yet in gobgp's table
 	restarting = "its neighbor is restarting"
 	longLived  = "kept for one that is away for longer than its restart time"
 )
