@@ -113,7 +113,10 @@ func TestNodesClaimAndLendBlocksOfAFurtherPool(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, time.Minute, "the pool is taken", func() error { return l.Apply(ctx, morePool) })
+	const patience = 3 * time.Minute
+	begin := time.Now()
+	step := func(what string) { t.Logf("%6.1fs %s", time.Since(begin).Seconds(), what) }
+	eventually(t, patience, "the pool is taken", func() error { return l.Apply(ctx, morePool) })
 	const each = 4
 	for i, n := range l.Nodes() {
 		var manifests strings.Builder
@@ -127,16 +130,18 @@ func TestNodesClaimAndLendBlocksOfAFurtherPool(t *testing.T) {
 			continue
 		}
 		// It claims two more ahead, which leaves the other node too few.
-		eventually(t, time.Minute, "the first node has its blocks", func() error {
+		eventually(t, patience, "the first node has its blocks", func() error {
 			if blocks := blocksOf(ctx, t, l); len(blocks) != each+2 {
 				return fmt.Errorf("blocks: %v", blocks)
 			}
 			return nil
 		})
 	}
+	step("the first node has its blocks")
 	before := deploy(ctx, t, l, "web", false, 8080)
-	kubectl(ctx, t, l, "wait", "--for=condition=Ready", "pod", "-l", "app=more", "--timeout=2m")
+	kubectl(ctx, t, l, "wait", "--for=condition=Ready", "pod", "-l", "app=more", "--timeout=3m")
 
+	step("all pods are ready")
 	var pods []pod
 	out := kubectl(ctx, t, l, "get", "pods", "-l", "app=more", "-o", `jsonpath={range .items[*]}{.metadata.name}{" "}{.spec.nodeName}{" "}{.status.podIP}{"\n"}{end}`)
 	for line := range strings.Lines(out) {
@@ -162,7 +167,8 @@ func TestNodesClaimAndLendBlocksOfAFurtherPool(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, time.Minute, "the books fit", func() error {
+	step("pods reach each other")
+	eventually(t, patience, "the books fit", func() error {
 		out, err := l.Kubectl(ctx, "exec", "-n", "heddle-system", "daemonset/heddle", "-c", "agent", "--", "/heddle", "ipam", "check")
 		if err == nil && !strings.Contains(out, "all fits") {
 			err = fmt.Errorf("it says %q", out)
@@ -171,13 +177,15 @@ func TestNodesClaimAndLendBlocksOfAFurtherPool(t *testing.T) {
 	})
 
 	kubectl(ctx, t, l, "delete", "pods", "-l", "app=more", "--wait=true")
+	step("pods are gone")
 	kubectl(ctx, t, l, "delete", "ippools.crd.projectcalico.org", "more")
-	eventually(t, time.Minute, "the blocks are given back", func() error {
+	eventually(t, patience, "the blocks are given back", func() error {
 		if left := blocksOf(ctx, t, l); len(left) > 0 {
 			return fmt.Errorf("%v are left", left)
 		}
 		return nil
 	})
+	step("blocks are given back")
 	reaches(ctx, t, l, before[0], net.JoinHostPort(before[1].ips[0], "8080"), before[1].name)
 }
 
