@@ -77,7 +77,7 @@ func (s *Server) failed(n *session, was peering.State, e *apiutil.WatchEventMess
 	if cause == "" {
 		return
 	}
-	if said := s.listener.noted(n.Address); said.text != "" && cause != awayCause && (at.Sub(said.at) < 2*time.Second || vague(cause) && at.Sub(said.at) < 15*time.Second && was != peering.Established) {
+	if said := s.listener.noted(n.Address); said.text != "" && cause != awayCause && (said.text != closedCause || was != peering.Established) && (at.Sub(said.at) < 2*time.Second || vague(cause) && at.Sub(said.at) < 15*time.Second && was != peering.Established) {
 		cause = said.text
 	}
 	s.listener.note(n.Address, cause)

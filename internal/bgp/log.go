@@ -111,6 +111,10 @@ var heard = map[string]func(attrs map[string]string) string{
 	"Session will be reset due to malformed BGP Header":         malformed,
 }
 
+// oneTooMany is told of every connection beside one that stands. A neighbour on gobgp that once lost to one of ours
+// goes on to try, every other second.
+const oneTooMany = "Closed an accepted connection"
+
 const malformedCause = "the neighbor sent a message that makes no sense: "
 
 func malformed(a map[string]string) string { return malformedCause + a["Error"] }
@@ -139,7 +143,7 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	}
 	// What is news to people this package tells itself; gobgp's own words are for those who debug it.
 	level := r.Level
-	if level < slog.LevelWarn {
+	if level < slog.LevelWarn || r.Message == oneTooMany {
 		level = slog.LevelDebug
 	}
 	if !h.log.Enabled(ctx, level) {
