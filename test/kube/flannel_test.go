@@ -51,7 +51,7 @@ func TestFlannelClusterMovesNodeByNodeWithoutAFailedRequest(t *testing.T) {
 		loads = append(loads,
 			startLoad(t, ns, urlOf(to.ips[0]), 20*time.Millisecond, false),
 			startLoad(t, ns, urlOf(to.ips[0]), 20*time.Millisecond, true),
-			startLoad(t, ns, "http://"+net.JoinHostPort(service, "80")+"/hostname", 20*time.Millisecond, false))
+			startLoad(t, ns, awaitService(t, ns, "http://"+net.JoinHostPort(service, "80")+"/hostname"), 20*time.Millisecond, false))
 	}
 	failed := func(when string) {
 		t.Helper()

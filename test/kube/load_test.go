@@ -91,6 +91,15 @@ func startLoad(t *testing.T, ns *os.File, url string, every time.Duration, keep 
 	return l
 }
 
+// awaitService waits until a Service answers in a pod's namespace: kube-proxy tells a node of its pods when it comes to it,
+// which may be after they are ready, and until then it refuses connections.
+func awaitService(t *testing.T, ns *os.File, url string) string {
+	t.Helper()
+	client := inside(ns, false)
+	eventually(t, time.Minute, url+" answers", func() error { return get(context.Background(), client, url) })
+	return url
+}
+
 // end stops the load and wants every request answered.
 func (l *load) end(t *testing.T) {
 	t.Helper()

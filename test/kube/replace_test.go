@@ -22,7 +22,7 @@ func TestAgentsAreReplacedAndKilledWithoutAFailedRequest(t *testing.T) {
 		loads = append(loads,
 			startLoad(t, ns, "http://"+net.JoinHostPort(to.ips[0], "8080")+"/hostname", 20*time.Millisecond, false),
 			startLoad(t, ns, "http://"+net.JoinHostPort(to.ips[0], "8080")+"/hostname", 10*time.Millisecond, true),
-			startLoad(t, ns, "http://"+net.JoinHostPort(service, "80")+"/hostname", 50*time.Millisecond, false))
+			startLoad(t, ns, awaitService(t, ns, "http://"+net.JoinHostPort(service, "80")+"/hostname"), 50*time.Millisecond, false))
 	}
 	time.Sleep(time.Second)
 	kubectl(ctx, t, l, "rollout", "restart", "-n", "heddle-system", "daemonset/heddle")
