@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"regexp"
 	"slices"
 	"time"
 
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/plan"
 	"github.com/heddle-net/heddle/internal/store"
+	"github.com/heddle-net/heddle/internal/store/ledger"
 )
 
 // What the ledger remembers beside workloads.
@@ -41,7 +41,7 @@ func (a *Agent) recall() error {
 			return err
 		}
 	}
-	if err := a.forgetBeforeBoot(bootIDFile); err != nil {
+	if err := a.forgetBeforeBoot(ledger.BootIDFile); err != nil {
 		return err
 	}
 	if b := a.ledger.Meta(metaBlocks); len(b) > 0 {
@@ -52,16 +52,11 @@ func (a *Agent) recall() error {
 	return nil
 }
 
-// mayHold tells whether a workload may have an interface here, by the names of host ends (model.HostLinkName).
+// mayHold tells whether a workload may have an interface here, by the names of host ends.
 func mayHold() bool {
 	links, err := net.Interfaces()
-	return err != nil || slices.ContainsFunc(links, func(l net.Interface) bool { return hostLink.MatchString(l.Name) })
+	return err != nil || slices.ContainsFunc(links, func(l net.Interface) bool { return model.IsHostLink(l.Name) })
 }
-
-var hostLink = regexp.MustCompile(`^hd[0-9a-f]{12}$`)
-
-// bootIDFile holds a text that the kernel makes at each boot (proc_sys_kernel(5)).
-const bootIDFile = "/proc/sys/kernel/random/boot_id"
 
 // forgetBeforeBoot frees what workloads held when the machine was last up: a reboot ends every network
 // namespace, and not every runtime sends a DEL afterwards for what it lost.

@@ -14,6 +14,7 @@ import (
 	"github.com/heddle-net/heddle/internal/config"
 	"github.com/heddle-net/heddle/internal/model"
 	"github.com/heddle-net/heddle/internal/store"
+	"github.com/heddle-net/heddle/internal/store/ledger"
 	"github.com/heddle-net/heddle/internal/store/memory"
 )
 
@@ -170,7 +171,7 @@ func TestRebootFreesWhatWorkloadsHeld(t *testing.T) {
 	put(t, s, pool("10.244.0.0/16", 24))
 	reconcile(t, a, func(c model.Cluster) bool { return len(c.Pools) == 1 })
 	reserve(t, a, "pod")
-	if err := a.forgetBeforeBoot(bootIDFile); err != nil {
+	if err := a.forgetBeforeBoot(ledger.BootIDFile); err != nil {
 		t.Fatal(err)
 	}
 	if got := a.ledger.List(); len(got) != 1 {

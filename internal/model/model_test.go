@@ -106,10 +106,15 @@ func TestHostLinkNamesFitTheKernelAndDiffer(t *testing.T) {
 	for _, id := range []string{"a", "b", "ab"} {
 		for _, ifName := range []string{"eth0", "eth1"} {
 			n := HostLinkName(id, ifName)
-			if !ValidIfName(n) || seen[n] {
-				t.Errorf("%s/%s: %q is too long or taken", id, ifName, n)
+			if !ValidIfName(n) || seen[n] || !IsHostLink(n) {
+				t.Errorf("%s/%s: %q is too long or taken, or not known again", id, ifName, n)
 			}
 			seen[n] = true
+		}
+	}
+	for _, n := range []string{"", "hd", "eth0", "hd0123456789", "hd0123456789abcd", "hd0123456789AB", "hd0123456789xy", "0123456789abcd"} {
+		if IsHostLink(n) {
+			t.Errorf("%q passes for the name of a host end", n)
 		}
 	}
 }

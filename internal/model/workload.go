@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -82,7 +83,19 @@ func (w *Workload) String() string {
 // record finds it. 48 bits of SHA-256.
 func HostLinkName(containerID, ifName string) string {
 	h := sha256.Sum256([]byte(containerID + "/" + ifName))
-	return "hd" + hex.EncodeToString(h[:6])
+	return hostLinkPrefix + hex.EncodeToString(h[:hostLinkBytes])
+}
+
+const (
+	hostLinkPrefix = "hd"
+	hostLinkBytes  = 6
+)
+
+// IsHostLink reports whether an interface's name is one that HostLinkName makes.
+func IsHostLink(name string) bool {
+	digits, ok := strings.CutPrefix(name, hostLinkPrefix)
+	b, err := hex.DecodeString(digits)
+	return ok && err == nil && len(b) == hostLinkBytes && digits == strings.ToLower(digits)
 }
 
 // Validate checks what came from outside.

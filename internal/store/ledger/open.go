@@ -14,8 +14,8 @@ import (
 	"github.com/heddle-net/heddle/internal/ipam"
 )
 
-// bootIDFile holds a text that the kernel makes at each boot (proc_sys_kernel(5)).
-const bootIDFile = "/proc/sys/kernel/random/boot_id"
+// BootIDFile holds a text that the kernel makes at each boot (proc_sys_kernel(5)).
+const BootIDFile = "/proc/sys/kernel/random/boot_id"
 
 // Open opens the ledger whose state file has the path, or makes one when there is none. The folders of both files must
 // exist. Errors: ErrInUse when another process holds one of them (after Options.LockWait), ErrDamaged when one makes no
@@ -68,9 +68,9 @@ func (o *Options) complete(path string) error {
 	if o.Boot != "" {
 		return nil
 	}
-	boot, err := os.ReadFile(bootIDFile)
+	boot, err := os.ReadFile(BootIDFile)
 	if o.Boot = strings.TrimSpace(string(boot)); err == nil && o.Boot == "" {
-		err = fmt.Errorf("%s: empty: want the boot's id", bootIDFile)
+		err = fmt.Errorf("%s: empty: want the boot's id", BootIDFile)
 	}
 	return err
 }

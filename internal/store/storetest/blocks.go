@@ -2,11 +2,9 @@ package storetest
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/heddle-net/heddle/internal/ipam"
@@ -91,24 +89,7 @@ func blocksFiled(ctx context.Context, t *testing.T, s store.Store) {
 }
 
 func oneClaimWins(ctx context.Context, t *testing.T, s store.Store) {
-	const writers = 16
-	var won atomic.Int32
-	var wg sync.WaitGroup
-	for i := range writers {
-		wg.Go(func() {
-			_, err := s.Put(ctx, FreeBlock(1, Node(i).Name), 0)
-			switch {
-			case err == nil:
-				won.Add(1)
-			case !errors.Is(err, store.ErrConflict):
-				t.Errorf("writer %d: %v", i, err)
-			}
-		})
-	}
-	wg.Wait()
-	if won.Load() != 1 {
-		t.Fatalf("%d writers won, want 1", won.Load())
-	}
+	oneMakes(ctx, t, s, 16, func(i int) model.Object { return FreeBlock(1, Node(i).Name) })
 }
 
 func claimsApart(ctx context.Context, t *testing.T, s store.Store) {

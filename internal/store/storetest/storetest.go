@@ -244,12 +244,17 @@ func deleteKeepsToRevision(ctx context.Context, t *testing.T, s store.Store) {
 }
 
 func oneWinner(ctx context.Context, t *testing.T, s store.Store) {
-	const writers = 32
+	oneMakes(ctx, t, s, 32, func(i int) model.Object { return Block(1, Node(i).Name) })
+}
+
+// oneMakes has many make an object of one name at once.
+func oneMakes(ctx context.Context, t *testing.T, s store.Store, writers int, object func(i int) model.Object) {
+	t.Helper()
 	var won atomic.Int32
 	var wg sync.WaitGroup
 	for i := range writers {
 		wg.Go(func() {
-			_, err := s.Put(ctx, Block(1, Node(i).Name), 0)
+			_, err := s.Put(ctx, object(i), 0)
 			switch {
 			case err == nil:
 				won.Add(1)
