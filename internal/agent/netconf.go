@@ -42,7 +42,8 @@ func (a *Agent) netConfLoop(ctx context.Context) error {
 }
 
 func (a *Agent) netConfResult(err error) {
-	if err == nil {
+	// A store that is away is a problem of its own, and none of the file's; it is tried again.
+	if err == nil || errors.Is(err, store.ErrUnavailable) {
 		a.update(func(s *state) { s.netConf = nil })
 		return
 	}

@@ -312,6 +312,9 @@ func TestStartWithoutTheStoreFromAnOldMemoryTakesNoWayAway(t *testing.T) {
 	service(l.StartService, "n2", "agent")
 	service(l.StartService, "n3", "agent")
 	eventually(t, 30*time.Second, "n3 has n2 again", peers("n1", "n2"))
+	if _, err := l.WaitPeers(ctx); err != nil { // of both families
+		t.Fatal(err)
+	}
 	eventually(t, 30*time.Second, "n1 and n2 have each other", func() error {
 		return errors.Join(isReady(ctx, l, "n2"), pathsAre(ctx, l, "n1", map[string]model.Path{"n2": model.PathDirect}), pathsAre(ctx, l, "n2", map[string]model.Path{"n1": model.PathDirect, "n3": model.PathVXLAN}))
 	})

@@ -171,19 +171,23 @@ func eventually(t *testing.T, limit time.Duration, what string, f func() error) 
 	}
 }
 
-// pathsAre wants a node to reach every peer of a family as told, by peer's name.
+// pathsAre wants a node to know all of the peers, and to reach every block that it knows of them as told.
 func pathsAre(ctx context.Context, l *lab.Lab, node string, want map[string]model.Path) error {
 	s, err := l.Status(ctx, node)
 	if err != nil {
 		return err
 	}
+	known := map[string]bool{}
 	for _, p := range s.Peers {
+		known[p.Node] = true
 		if w, ok := want[p.Node]; ok && (p.Path != w || p.State != agent.PeerUp) {
 			return fmt.Errorf("%s reaches %s %s by %q (%s), want %q", node, p.Node, p.Block, p.Path, p.State, w)
 		}
 	}
-	if len(s.Peers) == 0 {
-		return fmt.Errorf("%s has no peers", node)
+	for n := range want {
+		if !known[n] {
+			return fmt.Errorf("%s does not know %s", node, n)
+		}
 	}
 	return nil
 }
