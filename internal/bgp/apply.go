@@ -166,6 +166,9 @@ func (s *Server) meet(old, p *peering.Plan, restarting bool) (errs []error) {
 			s.sessions[a] = &session{Neighbor: *w, state: peering.Idle, since: time.Now(), flaps: n.flaps, lost: n.lost}
 		default:
 			n.Neighbor = *w
+			if n.added {
+				s.limits.set(w, s.line(w))
+			}
 		}
 	}
 	for _, a := range slices.SortedFunc(maps.Keys(wanted), netip.Addr.Compare) {
@@ -180,6 +183,7 @@ func (s *Server) meet(old, p *peering.Plan, restarting bool) (errs []error) {
 }
 
 func (s *Server) add(n *session, restarting bool) error {
+	s.limits.set(&n.Neighbor, s.line(&n.Neighbor))
 	if err := s.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: peer(s.plan, &n.Neighbor, restarting)}); err != nil {
 		return fmt.Errorf("neighbor %s (%s): %w", n.Address, n.Name, err)
 	}
@@ -192,11 +196,13 @@ func (s *Server) remove(n *session) error {
 	if n.asking != nil {
 		n.asking()
 		n.asking = nil
+		n.answered.Store(false)
 	}
 	if !n.added {
 		return nil
 	}
 	n.added = false
+	s.limits.forget(n.Address)
 	delete(s.kept, n.Address)
 	ctx := context.Background()
 	if n.Password != "" {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +28,42 @@ func (s *Server) cut() {
 
 // shut closes the connections with neighbours.
 func (s *Server) shut(ours map[netip.Addr]bool) {
+	of := map[netip.Addr]line{}
+	for a := range ours {
+		if n := s.sessions[a]; n != nil {
+			of[a] = s.line(&n.Neighbor)
+		}
+	}
+	closeLines(of, shutdown)
+}
+
+// line tells the connections with a neighbour from others of this process.
+type line struct {
+	source netip.Addr // of this end; not set: any
+	port   uint16     // the neighbour's, where this end connects
+	listen uint16     // ours, where the neighbour does
+}
+
+func (s *Server) line(n *peering.Neighbor) line {
+	port := n.Port
+	if port == 0 {
+		port = peering.DefaultPort
+	}
+	return line{source: n.Source, port: port, listen: s.plan.Port}
+}
+
+func shutdown(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RDWR) }
+
+// disconnect closes a connection at once and throws away what has come and was not read (connect(2), AF_UNSPEC).
+// After a shutdown all of that is still read: as much as the kernel buffers, a million prefixes.
+func disconnect(fd int) {
+	none := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	_, _, _ = unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
+}
+
+// closeLines closes connections with neighbours. gobgp does not hand them out, so they are looked for among the open
+// files.
+func closeLines(of map[netip.Addr]line, how func(fd int)) {
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return
@@ -38,16 +75,15 @@ func (s *Server) shut(ours map[netip.Addr]bool) {
 		}
 		// The copy stays what it is when others close the descriptor and the number goes to another file.
 		if dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
-			if s.isSession(dup, ours) {
-				_ = unix.Shutdown(dup, unix.SHUT_RDWR)
+			if isLine(dup, of) {
+				how(dup)
 			}
 			_ = unix.Close(dup)
 		}
 	}
 }
 
-// isSession reports whether a descriptor is a connection of this speaker's with a neighbour.
-func (s *Server) isSession(fd int, ours map[netip.Addr]bool) bool {
+func isLine(fd int, of map[netip.Addr]line) bool {
 	remote, err := unix.Getpeername(fd)
 	if err != nil {
 		return false
@@ -57,18 +93,11 @@ func (s *Server) isSession(fd int, ours map[netip.Addr]bool) bool {
 		return false
 	}
 	r, l := addrPort(remote), addrPort(local)
-	n := s.sessions[r.Addr()]
-	if !ours[r.Addr()] || n == nil {
+	is, ok := of[r.Addr()]
+	if !ok || is.source.IsValid() && is.source != l.Addr() {
 		return false
 	}
-	if n.Source.IsValid() && n.Source != l.Addr() {
-		return false
-	}
-	port := n.Port
-	if port == 0 {
-		port = peering.DefaultPort
-	}
-	return r.Port() == port || l.Port() == s.plan.Port
+	return r.Port() == is.port || l.Port() == is.listen
 }
 
 func addrPort(a unix.Sockaddr) netip.AddrPort {

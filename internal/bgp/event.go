@@ -2,7 +2,6 @@ package bgp
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -46,9 +45,12 @@ func (s *Server) endEvent(p *apiutil.Path, _ time.Time) {
 
 // peerEvent: a session changed its state.
 func (s *Server) peerEvent(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
+	st := e.Peer.State
+	if st.SessionState == bgp.BGP_FSM_ESTABLISHED {
+		s.limits.established(st.NeighborAddress, at)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := e.Peer.State
 	n := s.sessions[st.NeighborAddress]
 	if n == nil || !n.added || s.over || at.Before(n.since) {
 		return
@@ -62,7 +64,7 @@ func (s *Server) peerEvent(e *apiutil.WatchEventMessage_PeerEvent, at time.Time)
 	}
 	switch {
 	case is == peering.Established:
-		n.upAt, n.heard = at, [2]map[netip.Prefix]struct{}{}
+		n.upAt = at
 		n.wanted, n.restarts = ends(st.RemoteCap)
 		s.log.Info("BGP session established", "neighbor", n.Address, "name", n.Name, "as", st.PeerASN)
 	case is == peering.Idle:

@@ -34,6 +34,7 @@ type Server struct {
 	settle  time.Duration
 	changed chan struct{}
 	dirty   atomic.Bool // routes are to be read again
+	limits  limits
 
 	mu       sync.Mutex // held over calls of gobgp, whose events and logs do not wait for it
 	over     bool       // Run has returned
@@ -61,9 +62,8 @@ type session struct {
 	state    peering.State
 	since    time.Time
 	flaps    int
-	short    int                          // sessions in a row that did not last
-	overruns int                          // times in a row that it told too much
-	heard    [2]map[netip.Prefix]struct{} // what it told since it was established: IPv4, IPv6
+	short    int // sessions in a row that did not last
+	overruns int // times in a row that it told too much
 	held     time.Time
 	failure  note
 	upAt     time.Time       // when it was established
@@ -81,7 +81,7 @@ func New(o Options) *Server {
 	return &Server{
 		log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), bfd: o.BFD, settle: cmp.Or(o.SettleTime, 30*time.Second),
 		changed: make(chan struct{}, 1), sessions: map[netip.Addr]*session{}, told: map[netip.Prefix]peering.Announcement{},
-		kept: map[netip.Addr]*keepsake{},
+		kept: map[netip.Addr]*keepsake{}, limits: limits{of: map[netip.Addr]*tally{}},
 	}
 }
 
@@ -181,8 +181,9 @@ func (s *Server) stop(quietly bool) {
 	s.bgp, s.rules, s.listen, s.routes, s.counts = nil, nil, nil, nil, nil
 	clear(s.told)
 	clear(s.kept)
-	for _, n := range s.sessions {
+	for a, n := range s.sessions {
 		n.added = false
+		s.limits.forget(a)
 		if n.state != peering.Idle {
 			n.state, n.since = peering.Idle, time.Now()
 		}
