@@ -17,6 +17,9 @@ type metrics struct {
 	phases   *prometheus.HistogramVec
 }
 
+// requestBuckets are in seconds: powers of two, and the 100 ms that an ADD is to stay below.
+var requestBuckets = []float64{0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.1, 0.128, 0.256, 0.512, 1.024}
+
 func newMetrics(a *Agent) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
@@ -29,7 +32,7 @@ func newMetrics(a *Agent) *metrics {
 		}),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "heddle_cni_request_seconds", Help: "Duration of CNI requests inside the agent, by command and CNI error code (0: success).",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 12),
+			Buckets: requestBuckets,
 		}, []string{"command", "code"}),
 		phases: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "heddle_cni_add_phase_seconds", Help: "Duration of the parts of an ADD inside the agent: known, locked, reserved, admitted, attached, opened.",

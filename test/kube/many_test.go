@@ -40,6 +40,10 @@ func TestANodeIsFilledAndEmptiedAndNothingIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	api := administrator(t, l)
+	// The other node and the control plane would be machines of their own, and not on the CPUs of this one.
+	if err := l.SetCPUWeight(node, 20); err != nil {
+		t.Fatal(err)
+	}
 	run, wait := scheduled(ctx, t, l, node)
 	begin := time.Now()
 	n := most - has

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -97,6 +98,31 @@ func cgroupMount(mounts, controllers string) string {
 
 // cgroup names the cgroup of a node.
 func (l *Lab) cgroup(node string) string { return "heddle-kube-" + l.Spec.Name + "-" + node }
+
+// SetCPUWeight lets all of a node count as much as so many others where they wait for the same CPUs (1 to 100; 1 is
+// what each begins with). Nodes that are machines of their own do not take each other's time.
+func (l *Lab) SetCPUWeight(node string, times int) error {
+	if times < 1 || times > 100 {
+		return fmt.Errorf("weight %d: want 1 to 100", times)
+	}
+	all, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range all {
+		// What both versions begin with, times so much. (sched-design-CFS.rst, cpu.shares; cgroup-v2.rst, cpu.weight)
+		file, weight := "cpu.weight", 100*times
+		if h.controllers != "" {
+			file, weight = "cpu.shares", 1024*times
+		}
+		f := filepath.Join(h.own, l.cgroup(node), file)
+		if _, err := os.Stat(f); err != nil {
+			continue // not the controller of this hierarchy
+		}
+		return os.WriteFile(f, []byte(strconv.Itoa(weight)), 0o644)
+	}
+	return fmt.Errorf("node %q: no cgroup of its own with the controller cpu", node)
+}
 
 // makeCgroups makes a node's cgroup in each hierarchy. A process enters them by writing itself to enter,
 // makes them the roots of its cgroup namespace, and then writes itself to leave: the node's daemons have a
