@@ -232,7 +232,7 @@ func (a *Agent) alive(ctx context.Context, name string) bool {
 }
 
 func (a *Agent) storeProblem(subject string, err error) model.Problem {
-	p := model.Problem{Code: "store-write", Severity: model.Failure, Subject: subject, Detail: err.Error(), Next: "heddle status; journalctl -u heddle-store"}
+	p := model.Problem{Code: "store-write", Severity: model.Failure, Subject: subject, Detail: err.Error(), Next: a.lookAtStore("heddle status; journalctl -u heddle-store")}
 	var full *ipam.PoolFullError
 	switch {
 	case errors.As(err, &full):

@@ -146,6 +146,14 @@ func unsaid(warnings, errors []model.Problem) []model.Problem {
 	})
 }
 
+// lookAtStore is what to do about a store that is away or refuses: elsewhere than in Kubernetes, what is told.
+func (a *Agent) lookAtStore(elsewhere string) string {
+	if a.Config.Store.Type == config.StoreKubernetes {
+		return "kubectl get --raw /readyz; kubectl auth can-i --list --as=system:serviceaccount:heddle-system:heddle"
+	}
+	return elsewhere
+}
+
 // problems gathers what every loop has to say, worst first.
 func (a *Agent) problems(s *state, st StoreStatus) []model.Problem {
 	all := []model.Problem{}
@@ -158,7 +166,7 @@ func (a *Agent) problems(s *state, st StoreStatus) []model.Problem {
 			detail = st.Error
 		}
 		all = append(all, model.Problem{
-			Code: "store-unreachable", Severity: model.Failure, Subject: "store", Next: "systemctl status heddle-store; check store.endpoints and the certificates",
+			Code: "store-unreachable", Severity: model.Failure, Subject: "store", Next: a.lookAtStore("systemctl status heddle-store; check store.endpoints and the certificates"),
 			Detail: detail + "; packets flow and pods can still be added from this node's own blocks",
 		})
 	}

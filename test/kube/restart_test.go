@@ -53,7 +53,7 @@ func TestContainerdIsRestartedWithoutAFailedRequest(t *testing.T) {
 func TestANodeThatRebootsHasItsPodsAgain(t *testing.T) {
 	ctx, l := up(t)
 	pods := deploy(ctx, t, l, "web", false, 8080)
-	shut := deploy(ctx, t, l, "shut", false, 8080)
+	deploy(ctx, t, l, "shut", false, 8080)
 	if err := l.Apply(ctx, closed); err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestANodeThatRebootsHasItsPodsAgain(t *testing.T) {
 	if now := kubectl(ctx, t, l, "get", "pods", "-o", "jsonpath={.items[*].metadata.uid}"); now != uids {
 		t.Errorf("the pods are %s, before the reboot they were %s", now, uids)
 	}
-	pods, shut = ofApp(ctx, t, l, "web"), ofApp(ctx, t, l, "shut")
+	pods, shut := ofApp(ctx, t, l, "web"), ofApp(ctx, t, l, "shut")
 	everyPodReachesEvery(ctx, t, l, pods)
 	client := inside(other, false)
 	eventually(t, time.Minute, "the Service answers", func() error {
