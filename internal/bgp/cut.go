@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -34,7 +33,7 @@ func (s *Server) shut(ours map[netip.Addr]bool) {
 			of[a] = s.line(&n.Neighbor)
 		}
 	}
-	closeLines(of, shutdown)
+	closeLines(of)
 }
 
 // line tells the connections with a neighbour from others of this process.
@@ -52,18 +51,9 @@ func (s *Server) line(n *peering.Neighbor) line {
 	return line{source: n.Source, port: port, listen: s.plan.Port}
 }
 
-func shutdown(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RDWR) }
-
-// disconnect closes a connection at once and throws away what has come and was not read (connect(2), AF_UNSPEC).
-// After a shutdown all of that is still read: as much as the kernel buffers, a million prefixes.
-func disconnect(fd int) {
-	none := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	_, _, _ = unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
-}
-
 // closeLines closes connections with neighbours. gobgp does not hand them out, so they are looked for among the open
 // files.
-func closeLines(of map[netip.Addr]line, how func(fd int)) {
+func closeLines(of map[netip.Addr]line) {
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return
@@ -76,7 +66,7 @@ func closeLines(of map[netip.Addr]line, how func(fd int)) {
 		// The copy stays what it is when others close the descriptor and the number goes to another file.
 		if dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
 			if isLine(dup, of) {
-				how(dup)
+				_ = unix.Shutdown(dup, unix.SHUT_RDWR)
 			}
 			_ = unix.Close(dup)
 		}

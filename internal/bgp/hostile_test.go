@@ -194,7 +194,7 @@ func TestAMillionPrefixesEndTheSessionAndNothingElse(t *testing.T) {
 		t.Errorf("the heap grew by %d MiB", grown)
 	}
 	if after.Sys > before.Sys+256<<20 {
-		t.Errorf("the process took %d MiB more from the system: the flood was read to its end", (after.Sys-before.Sys)>>20)
+		t.Errorf("the process took %d MiB more from the system: the flood was ended too late", (after.Sys-before.Sys)>>20)
 	}
 	check()
 }

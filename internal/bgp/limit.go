@@ -98,7 +98,7 @@ func (s *Server) updateEvent(paths []*apiutil.Path, at time.Time) {
 		return
 	}
 	// First of all, as gobgp comes to nothing else while the flood lasts.
-	closeLines(map[netip.Addr]line{a: t.line}, disconnect)
+	closeLines(map[netip.Addr]line{a: t.line})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.sessions[a]

@@ -30,6 +30,7 @@ func TestNeighborThatComesBackIsCountedAnew(t *testing.T) {
 	has("10.244.4.0/26", "10.244.5.0/26", "10.244.6.0/26")
 	second.plan.Announced[0].Prefix = prefix("10.244.7.0/26")
 	second.apply()
+	has("10.244.5.0/26", "10.244.6.0/26", "10.244.7.0/26")
 	if s := x.status(at(2)); strings.Contains(s.Failure, "prefixes") {
 		t.Fatalf("it never told of more than three at once: %s", s.Failure)
 	}
